@@ -1,0 +1,288 @@
+// Package tools builds the programs that the integration tests and benchmarks
+// run: other projects' from the tools modules beside this file, and lhstorage's
+// own from the checkout.
+//
+// A folder beside this file is a Go module of its own, because the versions that
+// those programs depend on clash with ours and with each other's. Its `tool`
+// directives name what is built from it.
+//
+// What is built is kept outside the checkout in [CacheDir], in a directory that
+// never changes once it is there: a test that is under way can't have its
+// binaries swapped by another that starts.
+package tools
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// modulePath is the first line of the main module's go.mod.
+const modulePath = "module github.com/lhstorage/lhstorage\n"
+
+// ownMains are lhstorage's programs, those that a node or a person runs.
+var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "cmd/lhstoragectl"}
+
+// keepOwn is how long a build of our own binaries outlives its last use. It is
+// longer than any test run.
+const keepOwn = 24 * time.Hour
+
+// TB is what this package needs of a *testing.T or *testing.B.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// Build is [Module] for tests: it fails the test where that returns an error.
+func Build(tb TB, module string) string {
+	tb.Helper()
+	dir, err := Module(context.Background(), module)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	return dir
+}
+
+// Ours is [Own] for tests: it fails the test where that returns an error.
+func Ours(tb TB, tags ...string) string {
+	tb.Helper()
+	dir, err := Own(context.Background(), tags...)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	return dir
+}
+
+// Module builds the tools of one of the modules beside this file ("stock": the
+// stock CNI plugins and cnitool) unless they are in the cache, and returns the
+// directory that holds them. Any number of processes may ask at once: one builds.
+func Module(ctx context.Context, name string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	module := filepath.Join(root, "integration", "tools", name)
+	key, err := moduleKey(module)
+	if err != nil {
+		return "", fmt.Errorf("tools module %s: %w", name, err)
+	}
+	return cached(ctx, name, key, func(dir string) error {
+		return goBuild(ctx, module, dir, nil, []string{"tool"})
+	})
+}
+
+// Own builds lhstorage's programs from the checkout, with the given build tags,
+// and returns the directory that holds them. Equal sources give the same
+// directory; changed ones another, and the old one stays until it has not been
+// asked for in a day.
+func Own(ctx context.Context, tags ...string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	mains := existing(root, ownMains)
+	if len(mains) == 0 {
+		return "", fmt.Errorf("build lhstorage's programs: none of %s is in %s", strings.Join(ownMains, ", "), root)
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	work := filepath.Join(cache, "own", digest([]byte(root), []byte(strings.Join(tags, ",")))+".work")
+	unlock, err := lock(ctx, work+".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	// The work directory is kept: go build leaves a program alone that is up to date.
+	if err := goBuild(ctx, root, work, tags, mains); err != nil {
+		return "", err
+	}
+	return publishOwn(ctx, work, mains)
+}
+
+// publishOwn copies the programs of a build to a directory named after their
+// content.
+func publishOwn(ctx context.Context, work string, mains []string) (string, error) {
+	sum := sha256.New()
+	programs := map[string][]byte{}
+	for _, main := range mains {
+		name := filepath.Base(main)
+		data, err := os.ReadFile(filepath.Join(work, name)) //nolint:gosec // a path of ours
+		if err != nil {
+			return "", fmt.Errorf("read a program that was just built: %w", err)
+		}
+		programs[name] = data
+		fmt.Fprintf(sum, "%s %d\n", name, len(data))
+		sum.Write(data)
+	}
+	dir, err := cached(ctx, "own", hex.EncodeToString(sum.Sum(nil))[:16], func(dir string) error {
+		for name, data := range programs {
+			//nolint:gosec // a program must be executable
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
+				return fmt.Errorf("keep a program that was just built: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	sweepOwn(filepath.Dir(dir), dir)
+	return dir, nil
+}
+
+// sweepOwn marks current as used and removes builds (not locks and directories
+// under work, which have an extension) that were not asked for in a day. A
+// failure costs disk space only.
+func sweepOwn(parent, current string) {
+	now := time.Now()
+	_ = os.Chtimes(current, now, now)
+	entries, _ := os.ReadDir(parent)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && e.IsDir() && filepath.Ext(e.Name()) == "" && now.Sub(info.ModTime()) > keepOwn {
+			_ = os.RemoveAll(filepath.Join(parent, e.Name()))
+		}
+	}
+}
+
+// CacheDir is where everything that is built is kept: lhstorage in the user's
+// cache directory ($XDG_CACHE_HOME, else ~/.cache).
+func CacheDir() (string, error) {
+	base, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache directory for built tools: %w (set XDG_CACHE_HOME or HOME)", err)
+	}
+	return filepath.Join(base, "lhstorage"), nil
+}
+
+// Root is the checkout that the working directory lies in.
+func Root() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the checkout: %w", err)
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		data, err := os.ReadFile(filepath.Join(dir, "go.mod")) //nolint:gosec // a path of ours
+		if err == nil && bytes.HasPrefix(data, []byte(modulePath)) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("find the checkout: no directory from %s upwards has lhstorage's go.mod", wd)
+		}
+	}
+}
+
+// cached returns the directory name-key of the cache, made by build if it isn't
+// there yet.
+func cached(ctx context.Context, name, key string, build func(dir string) error) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, name, key)
+	if isDir(dir) {
+		return dir, nil
+	}
+	unlock, err := lock(ctx, dir+".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if isDir(dir) { // another process has built it meanwhile
+		return dir, nil
+	}
+	return dir, fill(dir, build)
+}
+
+// fill lets build write into a temporary directory and renames that to dir when
+// all went well, so that a dir that exists is complete.
+func fill(dir string, build func(dir string) error) error {
+	part := dir + ".part"
+	if err := os.RemoveAll(part); err != nil { // of a builder that was killed
+		return fmt.Errorf("clear the way for a build: %w", err)
+	}
+	if err := os.MkdirAll(part, 0o750); err != nil {
+		return fmt.Errorf("make room for a build: %w", err)
+	}
+	if err := build(part); err != nil {
+		return errors.Join(err, os.RemoveAll(part))
+	}
+	if err := os.Rename(part, dir); err != nil {
+		return fmt.Errorf("keep a build: %w", err)
+	}
+	return nil
+}
+
+// lock takes the lock file at path and returns what gives it back. The file
+// stays: removing it would let two holders in.
+func lock(ctx context.Context, path string) (func(), error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("make the cache directory: %w", err)
+	}
+	l := flock.New(path)
+	if _, err := l.TryLockContext(ctx, 100*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("wait for another build (lock %s): %w", path, err)
+	}
+	return func() { _ = l.Close() }, nil
+}
+
+// goBuild builds packages of the module at dir, static and without symbols, as
+// they are shipped, into out.
+func goBuild(ctx context.Context, dir, out string, tags, packages []string) error {
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-tags", strings.Join(tags, ","), "-o", out + string(filepath.Separator)}
+	for _, p := range packages {
+		if p != "tool" {
+			p = "./" + p
+		}
+		args = append(args, p)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // arguments of ours
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), dir, err, output)
+	}
+	return nil
+}
+
+// moduleKey is a digest of all that decides what a tools module builds.
+func moduleKey(dir string) (string, error) {
+	parts := [][]byte{[]byte(runtime.Version())}
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // a path of ours
+		if err != nil {
+			return "", err
+		}
+		parts = append(parts, data)
+	}
+	return digest(parts...), nil
+}
+
+func digest(parts ...[]byte) string {
+	sum := sha256.Sum256(bytes.Join(parts, []byte{0}))
+	return hex.EncodeToString(sum[:])[:16]
+}
+
+func existing(root string, folders []string) []string {
+	return slices.DeleteFunc(slices.Clone(folders), func(f string) bool { return !isDir(filepath.Join(root, f)) })
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&fs.ModeDir != 0
+}

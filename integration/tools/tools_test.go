@@ -1,0 +1,110 @@
+package tools
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCachedBuildsOnceForManyCallers(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	var builds atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			dir, err := cached(t.Context(), "thing", "v1", func(dir string) error {
+				builds.Add(1)
+				time.Sleep(20 * time.Millisecond)
+				return os.WriteFile(filepath.Join(dir, "program"), nil, 0o600)
+			})
+			if err != nil {
+				t.Errorf("cached: %v", err)
+				return
+			}
+			if _, err := os.Stat(filepath.Join(dir, "program")); err != nil {
+				t.Errorf("the directory was handed out before it was complete: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, builds.Load(), "builds")
+}
+
+func TestCachedKeepsNothingOfAFailedOrKilledBuild(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	dir := filepath.Join(cache, "lhstorage", "thing", "v1")
+	_, err := cached(t.Context(), "thing", "v1", func(part string) error {
+		require.NoError(t, os.WriteFile(filepath.Join(part, "half"), nil, 0o600))
+		return errors.New("compiler on fire")
+	})
+	require.ErrorContains(t, err, "compiler on fire")
+	require.NoDirExists(t, dir)
+	require.NoDirExists(t, dir+".part")
+
+	require.NoError(t, os.MkdirAll(dir+".part", 0o750)) // of a builder that was killed
+	require.NoError(t, os.WriteFile(filepath.Join(dir+".part", "stale"), nil, 0o600))
+	got, err := cached(t.Context(), "thing", "v1", func(string) error { return nil })
+	require.NoError(t, err)
+	require.Equal(t, dir, got)
+	require.NoFileExists(t, filepath.Join(dir, "stale"))
+}
+
+func TestCachedGivesUpWaitingForALock(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	unlock, err := lock(t.Context(), filepath.Join(cache, "lhstorage", "thing", "v1.lock"))
+	require.NoError(t, err)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+	defer cancel()
+	_, err = cached(ctx, "thing", "v1", func(string) error { return nil })
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "v1.lock")
+}
+
+func TestSweepKeepsWhatIsInUse(t *testing.T) {
+	parent := t.TempDir()
+	old := time.Now().Add(-2 * keepOwn)
+	for _, name := range []string{"current", "recent", "unused", "key.work"} {
+		dir := filepath.Join(parent, name)
+		require.NoError(t, os.Mkdir(dir, 0o750))
+		if name != "recent" {
+			require.NoError(t, os.Chtimes(dir, old, old))
+		}
+	}
+	sweepOwn(parent, filepath.Join(parent, "current"))
+	entries, err := os.ReadDir(parent)
+	require.NoError(t, err)
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	require.Equal(t, []string{"current", "key.work", "recent"}, left)
+}
+
+func TestStockModule(t *testing.T) {
+	dir := Build(t, "stock")
+	require.Equal(t, dir, Build(t, "stock"), "the second call finds the first one's directory")
+	for _, name := range []string{"macvlan", "bridge", "host-local", "static", "tuning", "sbr", "bandwidth", "cnitool"} {
+		require.FileExists(t, filepath.Join(dir, name))
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "macvlan"))
+	cmd.Env = []string{"CNI_COMMAND=VERSION"}
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	require.Contains(t, string(out), `"1.1.0"`)
+}
+
+func TestUnknownModuleIsNamed(t *testing.T) {
+	_, err := Module(t.Context(), "no-such-module")
+	require.ErrorContains(t, err, "no-such-module")
+}
