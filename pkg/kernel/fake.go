@@ -326,7 +326,7 @@ func (f *Fake) DelAddr(a Addr) error {
 
 // Routes implements Kernel.
 func (f *Fake) Routes(protocol int) ([]Route, error) {
-	return slices.DeleteFunc(slices.Clone(f.routes), func(r Route) bool { return r.Protocol != protocol }), nil
+	return slices.DeleteFunc(slices.Clone(f.routes), func(r Route) bool { return protocol != 0 && r.Protocol != protocol }), nil
 }
 
 // AddRoute implements Kernel.

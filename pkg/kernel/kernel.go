@@ -37,7 +37,7 @@ type Kernel interface {
 	AddAddr(a Addr) error
 	DelAddr(a Addr) error
 
-	// Routes lists the main table's routes with this protocol number.
+	// Routes lists the main table's routes with this protocol number, all for 0.
 	Routes(protocol int) ([]Route, error)
 	AddRoute(r Route) error
 	DelRoute(r Route) error

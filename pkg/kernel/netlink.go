@@ -344,7 +344,11 @@ func (k *Netlink) DelAddr(a Addr) error {
 // Routes implements Kernel.
 func (k *Netlink) Routes(protocol int) ([]Route, error) {
 	filter := &netlink.Route{Protocol: netlink.RouteProtocol(protocol), Table: unix.RT_TABLE_MAIN}
-	list, err := k.h.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	mask := netlink.RT_FILTER_TABLE
+	if protocol != 0 {
+		mask |= netlink.RT_FILTER_PROTOCOL
+	}
+	list, err := k.h.RouteListFiltered(netlink.FAMILY_ALL, filter, mask)
 	if err != nil {
 		return nil, fmt.Errorf("list the routes: %w", err)
 	}

@@ -1,0 +1,269 @@
+// Package place works out who this node is on a parent: its index, its VTEP and
+// its host-shim addresses. It is pure; what the kernel has comes in as [Seen].
+//
+// What a node already holds it keeps: an address in the host range, or a VTEP in
+// the VTEP range, was made by an earlier run or by the script that lhstorage
+// replaces, and peers and sessions know the node by it. Only a node that holds
+// nothing is given addresses from its index.
+package place
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go4.org/netipx"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+// Place is this node's place on one parent. Kept on disk, it is also the answer
+// for a node that comes up again with nothing in its kernel.
+type Place struct {
+	Index int          `json:"index,omitempty"`
+	VTEP  netip.Addr   `json:"vtep,omitzero"`
+	Shim  []netip.Addr `json:"shim,omitempty"` // one for each host range, in its order
+	Peers []netip.Addr `json:"peers"`          // the other nodes' VTEPs; nil: not known, so left as they are
+	MTU   int          `json:"mtu,omitempty"`  // the parent's as worked out last, bytes
+}
+
+// Seen is what the kernel has now.
+type Seen struct {
+	OnShim   []netip.Addr // addresses of the shim device, if there is one
+	OnParent []netip.Addr // addresses of the parent device, if there is one
+	Local    []netip.Addr // all addresses of this node
+	Tunnel   netip.Addr   // the source address of the existing VXLAN parent
+}
+
+// Resolve finds this node's place. last is the one of an earlier run, or zero.
+// Errors have code 7 and say what to set.
+func Resolve(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) (Place, error) {
+	p := Place{Index: node.Index}
+	if node.Index != 0 && node.Index != last.Index {
+		last = Place{} // the operator moved the node
+	}
+	var faults []error
+	if plan.Parent.Type == netconf.ParentVXLAN {
+		p.VTEP = heldVTEP(plan.Parent, seen, last)
+	}
+	if plan.HostShim != nil {
+		faults = append(faults, p.shims(plan, seen, last))
+	}
+	if p.Index == 0 {
+		p.Index = last.Index
+	}
+	if plan.Parent.Type == netconf.ParentVXLAN {
+		faults = append(faults, p.vtep(plan.Parent))
+		p.Peers = peers(plan.Parent.Peers, p.VTEP)
+	}
+	if err := errors.Join(faults...); err != nil {
+		return Place{}, cnierr.New(cnierr.InvalidConfig, "who node %s is on %s can't be told: %w", node.NodeName, plan.Parent.Name, err)
+	}
+	return p, nil
+}
+
+// heldVTEP is the tunnel address that this node has already: the one the parent
+// uses, the one of an earlier run, or any address of the node in the VTEP range
+// (without a range: among the peers listed).
+func heldVTEP(parent netconf.Parent, seen Seen, last Place) netip.Addr {
+	isVTEP := func(a netip.Addr) bool {
+		if parent.VTEP.CIDR.IsValid() {
+			return parent.VTEP.CIDR.Contains(a)
+		}
+		return slices.Contains(parent.Peers, a)
+	}
+	held := slices.DeleteFunc(slices.Clone(seen.Local), func(a netip.Addr) bool { return !isVTEP(a) })
+	for _, first := range []netip.Addr{seen.Tunnel, last.VTEP} {
+		if slices.Contains(held, first) {
+			return first
+		}
+	}
+	if len(held) == 0 {
+		if isVTEP(last.VTEP) {
+			return last.VTEP // after a reboot
+		}
+		return netip.Addr{}
+	}
+	return slices.MinFunc(held, netip.Addr.Compare)
+}
+
+// vtep derives the VTEP from the index where none is held.
+func (p *Place) vtep(parent netconf.Parent) error {
+	if p.VTEP.IsValid() {
+		return nil
+	}
+	cidr := parent.VTEP.CIDR
+	switch {
+	case !cidr.IsValid():
+		return fmt.Errorf("no address of this node is among parent.peers (%s): "+
+			"give the node its VTEP address, or set parent.vtep.cidr and the node's index", join(parent.Peers))
+	case p.Index == 0:
+		return fmt.Errorf("no address of this node is in parent.vtep.cidr %s and it has no index: "+
+			"set index in the node file, or give the node its VTEP address", cidr)
+	}
+	addr, ok := nth(usableOf(cidr), p.Index)
+	if !ok {
+		return fmt.Errorf("index %d is beyond parent.vtep.cidr %s", p.Index, cidr)
+	}
+	p.VTEP = addr
+	return nil
+}
+
+// shims finds the address of each host range, and the index where only an
+// address tells it.
+func (p *Place) shims(plan *netconf.Plan, seen Seen, last Place) error {
+	var faults []error
+	for i, hosts := range plan.HostShim.Ranges {
+		usable := Usable(hosts, network(plan.HostShim, i))
+		addr, err := p.shim(plan, usable, hosts, seen, last)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		p.Shim = append(p.Shim, addr)
+		if p.Index == 0 {
+			p.Index = ordinal(usable, addr)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func (p *Place) shim(plan *netconf.Plan, usable netipx.IPRange, hosts netip.Prefix, seen Seen, last Place) (netip.Addr, error) {
+	held := find(seen.OnShim, hosts)
+	if !held.IsValid() && plan.Parent.Type == netconf.ParentVXLAN {
+		held = find(seen.OnParent, hosts)
+	}
+	pinned := find(plan.HostShim.Addresses, hosts)
+	switch {
+	case held.IsValid() && pinned.IsValid() && held != pinned:
+		return netip.Addr{}, fmt.Errorf("hostShim.address is %s, but this node already has %s of the host range %s: "+
+			"sessions may use it, so it isn't changed; set hostShim.address to it, or remove it from the node first", pinned, held, hosts)
+	case held.IsValid():
+		return held, nil
+	case pinned.IsValid():
+		return pinned, nil
+	case find(last.Shim, hosts).IsValid(): // after a reboot
+		return find(last.Shim, hosts), nil
+	}
+	index := p.Index
+	if index == 0 {
+		index = p.vtepIndex(plan.Parent.VTEP.CIDR)
+	}
+	if index == 0 {
+		return netip.Addr{}, fmt.Errorf("no address of host range %s is on this node and it has no index: "+
+			"set index in the node file, or hostShim.address", hosts)
+	}
+	addr, ok := nth(usable, index)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("index %d is beyond host range %s: widen hostShim.range or give the node a lower index", index, hosts)
+	}
+	p.Index = index
+	return addr, nil
+}
+
+// vtepIndex is the index that a held VTEP stands for, 0 for none.
+func (p *Place) vtepIndex(cidr netip.Prefix) int {
+	if !p.VTEP.IsValid() || !cidr.IsValid() {
+		return 0
+	}
+	return ordinal(usableOf(cidr), p.VTEP)
+}
+
+// Usable is the part of a host range that shims may have: all of it but the
+// whole network's first and last address.
+func Usable(hosts, network netip.Prefix) netipx.IPRange {
+	r := netipx.RangeOfPrefix(hosts)
+	if !network.IsValid() {
+		network = hosts
+	}
+	whole := netipx.RangeOfPrefix(network)
+	first, last := r.From(), r.To()
+	if first == whole.From() {
+		first = first.Next()
+	}
+	if last == whole.To() {
+		last = last.Prev()
+	}
+	return netipx.IPRangeFrom(first, last)
+}
+
+func usableOf(p netip.Prefix) netipx.IPRange { return Usable(p, p) }
+
+func network(shim *netconf.HostShim, i int) netip.Prefix {
+	if i < len(shim.Networks) {
+		return shim.Networks[i]
+	}
+	return netip.Prefix{}
+}
+
+// nth is the address that index stands for, counted from 1. Host ranges are
+// small; a walk is plain and quick.
+func nth(r netipx.IPRange, index int) (netip.Addr, bool) {
+	addr := r.From()
+	for i := 1; i < index && r.Contains(addr); i++ {
+		addr = addr.Next()
+	}
+	return addr, index > 0 && r.Contains(addr)
+}
+
+const maxIndex = 1 << 16
+
+func ordinal(r netipx.IPRange, addr netip.Addr) int {
+	at := r.From()
+	for i := 1; i <= maxIndex && r.Contains(at); i++ {
+		if at == addr {
+			return i
+		}
+		at = at.Next()
+	}
+	return 0
+}
+
+func find(addrs []netip.Addr, in netip.Prefix) netip.Addr {
+	for _, a := range addrs {
+		if in.Contains(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// peers are the other nodes' VTEPs, sorted; nil stays nil.
+func peers(all []netip.Addr, own netip.Addr) []netip.Addr {
+	if all == nil {
+		return nil
+	}
+	others := make([]netip.Addr, 0, len(all))
+	for _, a := range all {
+		if a != own {
+			others = append(others, a)
+		}
+	}
+	slices.SortFunc(others, netip.Addr.Compare)
+	return slices.Compact(others)
+}
+
+func join(addrs []netip.Addr) string {
+	texts := make([]string, 0, len(addrs))
+	for _, a := range addrs {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// MAC is the address that a device of ours gets at creation: stable for a node
+// (by name and index), parent and role, locally administered, unicast. Giving it
+// at creation keeps systemd-udevd's MACAddressPolicy from changing it later
+// (systemd.link(5); flannel 1155).
+func MAC(node nodefile.File, index int, parent, role string) net.HardwareAddr {
+	sum := sha256.Sum256(fmt.Appendf(nil, "lhstorage/%s/%d/%s/%s", node.NodeName, index, parent, role))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
