@@ -121,7 +121,7 @@ func publishOwn(ctx context.Context, work string, mains []string) (string, error
 	programs := map[string][]byte{}
 	for _, main := range mains {
 		name := filepath.Base(main)
-		data, err := os.ReadFile(filepath.Join(work, name)) //nolint:gosec // a path of ours
+		data, err := os.ReadFile(filepath.Join(work, name))
 		if err != nil {
 			return "", fmt.Errorf("read a program that was just built: %w", err)
 		}
@@ -131,7 +131,6 @@ func publishOwn(ctx context.Context, work string, mains []string) (string, error
 	}
 	dir, err := cached(ctx, "own", hex.EncodeToString(sum.Sum(nil))[:16], func(dir string) error {
 		for name, data := range programs {
-			//nolint:gosec // a program must be executable
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
 				return fmt.Errorf("keep a program that was just built: %w", err)
 			}
@@ -177,7 +176,7 @@ func Root() (string, error) {
 		return "", fmt.Errorf("find the checkout: %w", err)
 	}
 	for dir := wd; ; dir = filepath.Dir(dir) {
-		data, err := os.ReadFile(filepath.Join(dir, "go.mod")) //nolint:gosec // a path of ours
+		data, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 		if err == nil && bytes.HasPrefix(data, []byte(modulePath)) {
 			return dir, nil
 		}
@@ -251,7 +250,7 @@ func goBuild(ctx context.Context, dir, out string, tags, packages []string) erro
 		}
 		args = append(args, p)
 	}
-	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // arguments of ours
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	if output, err := cmd.CombinedOutput(); err != nil {
@@ -264,7 +263,7 @@ func goBuild(ctx context.Context, dir, out string, tags, packages []string) erro
 func moduleKey(dir string) (string, error) {
 	parts := [][]byte{[]byte(runtime.Version())}
 	for _, name := range []string{"go.mod", "go.sum"} {
-		data, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // a path of ours
+		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			return "", err
 		}

@@ -1,0 +1,47 @@
+# Thin on purpose: what a target does is in hack/.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export VERSION
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## lhstorage's programs, static, into bin/
+	@hack/build
+
+.PHONY: stock
+stock: ## the stock CNI plugins and cnitool beside ours, into bin/
+	@hack/stock
+
+.PHONY: deps
+deps: ## the Debian packages that tests and demo need (root; quiet when they are there)
+	@hack/deps
+
+.PHONY: test
+test: deps ## unit, kernel, lab and integration tests (as root; without root the kernel's are skipped)
+	@hack/test
+
+.PHONY: demo
+demo: deps build stock ## three nodes, stock macvlan against lhstorage, iSCSI; JSON=file for a report
+	@bin/lhstoragectl lab demo --bin-dir bin $(if $(JSON),--json '$(JSON)')
+
+.PHONY: bench
+bench: ## side by side with the stock plugins (root); BENCH_OUT=file for JSON, BENCH_QUICK=1
+	@go run ./integration/bench
+
+.PHONY: lint
+lint: ## gofmt, go vet, golangci-lint, govulncheck
+	@hack/lint
+	@hack/vulncheck
+
+.PHONY: vulncheck
+vulncheck: ## known vulnerabilities; VULNDB=url, VULNDB_UNREACHABLE=warn: see hack/vulncheck
+	@hack/vulncheck
+
+.PHONY: clean
+clean: ## remove bin/ (what is cached is in ~/.cache/lhstorage)
+	@rm -rf bin

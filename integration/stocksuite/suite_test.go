@@ -1,0 +1,103 @@
+package stocksuite
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+
+	"github.com/lhstorage/lhstorage/integration/tools"
+)
+
+func TestStockPluginPassesItsOwnSuite(t *testing.T) {
+	stock := tools.Build(t, "stock")
+	specs := runSuite(t, filepath.Join(stock, "macvlan"), "macvlan", stock)
+	require.Len(t, specs, Specs)
+	assert.Empty(t, failed(specs))
+}
+
+// The suite must be able to fail: a plugin that does nothing passes no spec.
+func TestNothingPassesWithoutAPlugin(t *testing.T) {
+	specs := runSuite(t, "/bin/false", "false", tools.Build(t, "stock"))
+	require.Len(t, specs, Specs)
+	assert.Len(t, failed(specs), Specs)
+}
+
+// runSuite compiles the suite for the plugin's type and runs it with a node file
+// of its own.
+func runSuite(t *testing.T, plugin, pluginType string, path ...string) []Spec {
+	t.Helper()
+	requireRoot(t)
+	dir := t.TempDir()
+	suite := filepath.Join(dir, "suite.test")
+	require.NoError(t, Compile(t.Context(), dir, suite, pluginType, kernelHasDummy(t)))
+	nodeFile := filepath.Join(dir, "node.json")
+	content := `{"nodeName": "stocksuite", "runDir": "` + dir + `/run", "stateDir": "` + dir + `/state"}`
+	require.NoError(t, os.WriteFile(nodeFile, []byte(content), 0o600))
+	start := time.Now()
+	specs, err := Run(t.Context(), suite, plugin, strings.Join(path, ":"), "LHSTORAGE_NODE_FILE="+nodeFile)
+	require.NoError(t, err)
+	t.Logf("%d of %d specs passed on %s in %s", len(specs)-len(failed(specs)), len(specs), plugin, time.Since(start).Round(time.Millisecond))
+	return specs
+}
+
+func failed(specs []Spec) []string {
+	var names []string
+	for _, s := range specs {
+		if !s.Passed {
+			names = append(names, s.Name+": "+s.Failure)
+		}
+	}
+	return names
+}
+
+// kernelHasDummy tries in a netns of its own.
+func kernelHasDummy(t *testing.T) bool {
+	t.Helper()
+	netns, err := testutils.NewNS()
+	require.NoError(t, err)
+	defer func() {
+		assert.NoError(t, netns.Close())
+		assert.NoError(t, testutils.UnmountNS(netns))
+	}()
+	has := false
+	require.NoError(t, netns.Do(func(ns.NetNS) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "probe"
+		has = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}) == nil
+		return nil
+	}))
+	return has
+}
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("needs root, and CI is set")
+	}
+	t.Skip("needs root")
+}
+
+func TestApplyNoticesAnotherSuite(t *testing.T) {
+	_, err := apply("nothing of the kind", setType("lhstorage"))
+	require.ErrorContains(t, err, "in 0 places, not in 7")
+	got, err := apply("a &netlink.Dummy{} b &netlink.Dummy{}", useBridges)
+	require.NoError(t, err)
+	assert.Equal(t, "a &netlink.Bridge{} b &netlink.Bridge{}", got)
+}
+
+func TestParseReportRefusesOtherInput(t *testing.T) {
+	_, err := parseReport([]byte("FAIL"))
+	require.ErrorContains(t, err, "ginkgo's report")
+}
