@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/containernetworking/plugins/pkg/testutils"
 
+	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
@@ -35,7 +36,7 @@ func TestNothingPassesWithoutAPlugin(t *testing.T) {
 // of its own.
 func runSuite(t *testing.T, plugin, pluginType string, path ...string) []Spec {
 	t.Helper()
-	requireRoot(t)
+	testnode.RequireRoot(t)
 	dir := t.TempDir()
 	suite := filepath.Join(dir, "suite.test")
 	require.NoError(t, Compile(t.Context(), dir, suite, pluginType, kernelHasDummy(t)))
@@ -76,17 +77,6 @@ func kernelHasDummy(t *testing.T) bool {
 		return nil
 	}))
 	return has
-}
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("needs root, and CI is set")
-	}
-	t.Skip("needs root")
 }
 
 func TestApplyNoticesAnotherSuite(t *testing.T) {
