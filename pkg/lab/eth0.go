@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
@@ -59,7 +60,7 @@ func moveIn(veth *netlink.Veth, place, target int) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return err
 	}
-	link, err := netlink.LinkByName(inner.Name)
+	link, err := netlinksafe.LinkByName(inner.Name)
 	if err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func route(device string, own, other netip.Prefix) error {
 	if err := configure(device, own); err != nil {
 		return err
 	}
-	link, err := netlink.LinkByName(device)
+	link, err := netlinksafe.LinkByName(device)
 	if err != nil {
 		return err
 	}

@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 
 	"github.com/lhstorage/lhstorage/pkg/lab"
@@ -111,7 +111,7 @@ func TestDownAfterKill(t *testing.T) {
 		labtest.AddPodPerNode(t, l)
 		return
 	}
-	bin := labtest.Binaries(t)
+	bin := labtest.Stock(t)
 	before := snapshot(t)
 	for _, delay := range []time.Duration{20, 60, 150, 300, 700} {
 		name, root := labtest.Name(), t.TempDir()
@@ -187,7 +187,7 @@ func TestLearning(t *testing.T) {
 
 func index(t *testing.T, name string) int {
 	t.Helper()
-	link, err := netlink.LinkByName(name)
+	link, err := netlinksafe.LinkByName(name)
 	require.NoError(t, err)
 	return link.Attrs().Index
 }
@@ -195,7 +195,7 @@ func index(t *testing.T, name string) int {
 // snapshot lists what a lab could leave behind in this namespace.
 func snapshot(t *testing.T) string {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := netlinksafe.LinkList()
 	require.NoError(t, err)
 	var lines []string
 	for _, link := range links {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 )
 
@@ -47,7 +48,7 @@ func (l *Lab) Status() (Status, error) {
 }
 
 func (n *NodeStatus) observe() error {
-	links, err := netlink.LinkList()
+	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func (n *NodeStatus) observe() error {
 }
 
 func globalAddresses(link netlink.Link) ([]netip.Prefix, error) {
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := netlinksafe.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}

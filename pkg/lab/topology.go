@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go4.org/netipx"
@@ -75,11 +76,11 @@ func (l *Lab) makeSwitch() error {
 }
 
 func plugIn(port string) error {
-	bridge, err := netlink.LinkByName(switchDevice)
+	bridge, err := netlinksafe.LinkByName(switchDevice)
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", switchDevice, err)
 	}
-	link, err := netlink.LinkByName(port)
+	link, err := netlinksafe.LinkByName(port)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", port, err)
 	}
@@ -123,7 +124,7 @@ func (l *Lab) makeVeth(netnsA, nameA, netnsB, nameB string) error {
 
 // configure gives a device of the current namespace an address and brings it up.
 func configure(device string, address netip.Prefix) error {
-	link, err := netlink.LinkByName(device)
+	link, err := netlinksafe.LinkByName(device)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", device, err)
 	}

@@ -3,36 +3,29 @@ package lab
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"syscall"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-)
 
-// zeroMAC is the FDB key for frames whose destination isn't known.
-var zeroMAC = make(net.HardwareAddr, 6)
+	"github.com/lhstorage/lhstorage/pkg/kernel"
+)
 
 // makeStockParent does what an administrator's script has to do before stock
 // macvlan can be used: the VTEP, a route to each peer, a VXLAN device with one
 // zero-MAC entry per peer, and the host's address on that device.
 func (l *Lab) makeStockParent(node Node) error {
-	err := within(node.Netns, func() error {
-		if l.opts.Topology == TopologyMesh {
-			if err := l.makeVTEP(node); err != nil {
-				return err
-			}
-		}
-		if err := l.addVXLAN(node); err != nil {
-			return err
-		}
-		if err := configure(vxlanDevice, node.Host); err != nil {
-			return err
-		}
-		return l.addPeers(node)
-	})
+	var err error
+	if l.opts.Topology == TopologyMesh {
+		err = within(node.Netns, func() error { return l.makeVTEP(node) })
+	}
+	if err == nil {
+		err = l.addVXLAN(node)
+	}
+	if err == nil {
+		err = within(node.Netns, func() error { return configure(vxlanDevice, node.Host) })
+	}
 	if err != nil {
 		return fmt.Errorf("node %s: %w", node.Name, err)
 	}
@@ -68,30 +61,37 @@ func (l *Lab) peers(node Node) []Node {
 }
 
 func (l *Lab) addVXLAN(node Node) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = vxlanDevice, l.opts.MTU-vxlanHeaders
-	vxlan := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: vxlanPort, SrcAddr: node.VTEP.AsSlice(), Learning: !l.opts.NoLearning}
-	if err := netlink.LinkAdd(vxlan); err != nil {
-		return fmt.Errorf("add %s: %w", vxlanDevice, err)
-	}
-	return nil
+	vxlan := kernel.VXLAN{VNI: vni, Port: vxlanPort, Local: node.VTEP, Learning: !l.opts.NoLearning}
+	return onKernel(node, func(k kernel.Kernel) error {
+		if err := k.AddLink(kernel.Link{Name: vxlanDevice, Kind: "vxlan", MTU: l.opts.MTU - vxlanHeaders, VXLAN: vxlan}); err != nil {
+			return err
+		}
+		link, err := k.Link(vxlanDevice)
+		if err != nil {
+			return err
+		}
+		for _, peer := range l.peers(node) {
+			if err := k.AddFlood(link.Index, peer.VTEP); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-func (l *Lab) addPeers(node Node) error {
-	link, err := netlink.LinkByName(vxlanDevice)
+// onKernel gives f a node's kernel.
+func onKernel(node Node, f func(kernel.Kernel) error) error {
+	target, err := ns.GetNS(netnsPath(node.Netns))
 	if err != nil {
-		return fmt.Errorf("find %s: %w", vxlanDevice, err)
+		return err
 	}
-	for _, peer := range l.peers(node) {
-		entry := &netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF,
-			State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, HardwareAddr: zeroMAC, IP: peer.VTEP.AsSlice(),
-		}
-		if err := netlink.NeighAppend(entry); err != nil {
-			return fmt.Errorf("add the FDB entry for peer %s to %s: %w", peer.VTEP, vxlanDevice, err)
-		}
+	defer target.Close() //nolint:errcheck // read only
+	k, err := kernel.In(target)
+	if err != nil {
+		return err
 	}
-	return nil
+	defer k.Close()
+	return f(k)
 }
 
 // SetLearning turns the learning of MAC addresses on or off on every node's
@@ -103,49 +103,40 @@ func (l *Lab) SetLearning(on bool) error {
 	}
 	var errs []error
 	for _, node := range l.Nodes() {
-		if err := within(node.Netns, func() error { return setLearning(on) }); err != nil {
+		if err := setLearning(node, on); err != nil {
 			errs = append(errs, fmt.Errorf("node %s: set learning on %s: %w", node.Name, vxlanDevice, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func setLearning(on bool) error {
-	link, err := netlink.LinkByName(vxlanDevice)
-	if err != nil {
-		return err
-	}
-	// Only this attribute is named: the kernel refuses a change that repeats the
-	// port or other attributes that can't be changed, which LinkModify would send.
-	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	message.Index = int32(link.Attrs().Index)
-	request := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-	request.AddData(message)
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(vni))
-	value := byte(0)
-	if on {
-		value = 1
-	}
-	data.AddRtAttr(nl.IFLA_VXLAN_LEARNING, []byte{value})
-	request.AddData(info)
-	if _, err := request.Execute(syscall.NETLINK_ROUTE, 0); err != nil {
-		return err
-	}
-	return forgetLearned(link.Attrs().Index)
+func setLearning(node Node, on bool) error {
+	return onKernel(node, func(k kernel.Kernel) error {
+		link, err := k.Link(vxlanDevice)
+		if err != nil {
+			return err
+		}
+		if err := k.SetLink(link.Index, kernel.Change{Learning: &on}); err != nil {
+			return err
+		}
+		return within(node.Netns, func() error { return forgetLearned(link.Index) })
+	})
 }
 
 // forgetLearned removes the FDB's entries, except those that say where frames
 // without a known destination go.
 func forgetLearned(ifindex int) error {
-	entries, err := netlink.NeighList(ifindex, unix.AF_BRIDGE)
+	const tries = 5
+	var entries []netlink.Neigh
+	var err error = netlink.ErrDumpInterrupted
+	for i := 0; i < tries && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
+		entries, err = netlink.NeighList(ifindex, unix.AF_BRIDGE) //nolint:forbidigo // repeated here: the packages named don't have it
+	}
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
-		if entry.HardwareAddr.String() == zeroMAC.String() || entry.State&netlink.NUD_PERMANENT != 0 {
+		if entry.State&netlink.NUD_PERMANENT != 0 { // the zero MAC's entries
 			continue
 		}
 		if err := netlink.NeighDel(&entry); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -1,10 +1,9 @@
 package probe
 
 import (
-	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 )
 
 // LinkBytes are an interface's counters since it was made, in bytes.
@@ -16,7 +15,7 @@ type LinkBytes struct {
 // Counters reads the counters of all interfaces in the calling thread's network
 // namespace, by interface name.
 func Counters() (map[string]LinkBytes, error) {
-	links, err := links()
+	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("read the interfaces' byte counters: %w", err)
 	}
@@ -29,18 +28,4 @@ func Counters() (map[string]LinkBytes, error) {
 		counters[attrs.Name] = LinkBytes{Tx: attrs.Statistics.TxBytes, Rx: attrs.Statistics.RxBytes}
 	}
 	return counters, nil
-}
-
-// links dumps all interfaces; a dump that another change interrupted is retried,
-// since it may have gaps.
-func links() ([]netlink.Link, error) {
-	const tries = 5
-	var links []netlink.Link
-	var err error
-	for range tries {
-		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return links, err
-		}
-	}
-	return nil, err
 }

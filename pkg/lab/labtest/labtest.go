@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,16 +21,9 @@ import (
 // them.
 const BinDirEnv = "LHSTORAGE_BIN_DIR"
 
-const module = "github.com/lhstorage/lhstorage"
-
-// packages are what Binaries builds: ours and the stock plugins beside them.
-var packages = []string{
-	module + "/plugins/lhstorage",
-	module + "/ipam/lhstorage-ipam",
-	"github.com/containernetworking/plugins/plugins/main/macvlan",
-	"github.com/containernetworking/plugins/plugins/ipam/host-local",
-	"github.com/containernetworking/plugins/plugins/ipam/static",
-}
+// toolsdir builds programs unless they are in the cache, and prints their
+// directory.
+const toolsdir = "github.com/lhstorage/lhstorage/integration/tools/toolsdir"
 
 // RequireRoot skips a test that needs root, or fails it in CI.
 func RequireRoot(t testing.TB) {
@@ -45,10 +37,26 @@ func RequireRoot(t testing.TB) {
 	t.Skip("needs root")
 }
 
-// Binaries is a directory with all CNI plugins: $LHSTORAGE_BIN_DIR, or the
-// plugins of this checkout, built once per test process into the user's cache
-// directory.
-func Binaries(t testing.TB) string {
+// Stock is a directory with the stock CNI plugins: $LHSTORAGE_BIN_DIR, or built
+// once into the user's cache directory.
+func Stock(t testing.TB) string {
+	t.Helper()
+	return binaries(t, stock)
+}
+
+// Own is a directory with lhstorage's plugins: $LHSTORAGE_BIN_DIR, or built from
+// this checkout into the user's cache directory.
+func Own(t testing.TB) string {
+	t.Helper()
+	return binaries(t, own)
+}
+
+var (
+	stock = sync.OnceValues(func() (string, error) { return build("stock") })
+	own   = sync.OnceValues(func() (string, error) { return build("own") })
+)
+
+func binaries(t testing.TB, build func() (string, error)) string {
 	t.Helper()
 	if dir := os.Getenv(BinDirEnv); dir != "" {
 		return dir
@@ -58,38 +66,17 @@ func Binaries(t testing.TB) string {
 	return dir
 }
 
-var build = sync.OnceValues(func() (string, error) {
-	cache, err := os.UserCacheDir()
+// build runs the builder as a program: libraries don't import the integration
+// tests' packages.
+func build(what string) (string, error) {
+	cmd := exec.CommandContext(context.Background(), "go", "run", toolsdir, what) //nolint:gosec // "stock" or "own"
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("build the %s CNI plugins: %w: %s", what, err, stderr.String())
 	}
-	dir := filepath.Join(cache, "lhstorage", "test-bin")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs
-		return "", err
-	}
-	temp, err := os.MkdirTemp(dir, ".build-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(temp) //nolint:errcheck // in the cache
-	return dir, buildInto(temp, dir)
-})
-
-// buildInto builds in temp and renames into dir, where another test process may
-// just be running the same programs.
-func buildInto(temp, dir string) error {
-	for _, pkg := range packages {
-		cmd := exec.Command("go", "build", "-o", temp+"/", pkg) //nolint:gosec // fixed arguments
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s", pkg, err, out)
-		}
-		name := pkg[strings.LastIndexByte(pkg, '/')+1:]
-		if err := os.Rename(filepath.Join(temp, name), filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return strings.TrimSpace(string(out)), nil
 }
 
 var labs struct {
@@ -130,7 +117,10 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 		o.Root = t.TempDir()
 	}
 	if len(o.BinDirs) == 0 {
-		o.BinDirs = []string{Binaries(t)}
+		o.BinDirs = []string{Stock(t)}
+		if o.Plugin != lab.PluginMacvlan || o.IPAM == lab.IPAMLhstorage {
+			o.BinDirs = append(o.BinDirs, Own(t))
+		}
 	}
 	l, err := lab.New(o)
 	require.NoError(t, err)
