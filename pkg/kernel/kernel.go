@@ -118,6 +118,10 @@ type Route struct {
 	Src      netip.Addr
 	Protocol int
 	MTU      int // bytes; RouteTo: that of the route, else of its device
+
+	// What a pod's route may have besides; set, never read back.
+	Metric, Table, AdvMSS int
+	Scope                 *int
 }
 
 func (r Route) String() string {

@@ -369,6 +369,7 @@ func fromNetlinkRoute(r *netlink.Route) Route {
 func (r Route) netlink() *netlink.Route {
 	route := &netlink.Route{
 		Dst: toIPNet(r.Dst), LinkIndex: r.Link, Protocol: netlink.RouteProtocol(r.Protocol), MTU: r.MTU,
+		Priority: r.Metric, Table: r.Table, AdvMSS: r.AdvMSS,
 	}
 	if r.Src.IsValid() {
 		route.Src = r.Src.AsSlice()
@@ -377,6 +378,9 @@ func (r Route) netlink() *netlink.Route {
 		route.Gw = r.Via.AsSlice()
 	} else if r.Dst.Addr().Is4() {
 		route.Scope = netlink.SCOPE_LINK
+	}
+	if r.Scope != nil {
+		route.Scope = netlink.Scope(*r.Scope) //nolint:gosec // rtm_scope is a byte; the kernel checks it
 	}
 	return route
 }

@@ -1,0 +1,147 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+)
+
+// OwnIPAM is the type of the IPAM plugin that can decline an address.
+const OwnIPAM = "lhstorage-ipam"
+
+// delegate calls an IPAM plugin with this process's CNI environment.
+type delegate struct {
+	kind string          // the plugin's type
+	conf json.RawMessage // the NetConf to give it
+	path string          // CNI_PATH
+}
+
+// executor runs a plugin as a child that dies with us: an IPAM plugin that went on
+// after its caller was killed could claim an address behind the back of the DEL
+// that cleans up.
+type executor struct {
+	version.PluginDecoder
+	*invoke.RawExec
+}
+
+func newExecutor() *executor {
+	return &executor{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+}
+
+// ExecPlugin implements invoke.Exec.
+func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	return execute(ctx, path, stdin, env)
+}
+
+func execute(ctx context.Context, path string, stdin []byte, env []string, args ...string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
+	c := exec.CommandContext(ctx, path, args...) //nolint:gosec // the IPAM plugin that the network names, from CNI_PATH
+	c.Env, c.Stdin, c.Stdout, c.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := c.Run()
+	if err == nil {
+		_, _ = stderr.WriteTo(os.Stderr)
+		return stdout.Bytes(), nil
+	}
+	return nil, pluginError(path, err, stdout.Bytes(), stderr.String())
+}
+
+// pluginError is the CNI error object that a failed plugin printed, or else what
+// it said on stderr.
+func pluginError(path string, err error, stdout []byte, stderr string) error {
+	var said types.Error
+	if json.Unmarshal(stdout, &said) == nil && (said.Msg != "" || said.Code != 0) {
+		return &said
+	}
+	text := strings.TrimSpace(strings.TrimSpace(string(stdout)) + " " + strings.TrimSpace(stderr))
+	return cnierr.New(cnierr.IO, "%s ended with %w and said %q", path, err, text)
+}
+
+func (d delegate) none() bool { return d.kind == "" }
+
+func (d delegate) fail(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	code := cnierr.CodeOf(err)
+	if code == cnierr.Unclassified {
+		code = cnierr.IO
+	}
+	return cnierr.New(code, "IPAM plugin %s, %s: %w", d.kind, verb, err)
+}
+
+func (d delegate) add(ctx context.Context) (*types100.Result, error) {
+	result, err := invoke.DelegateAdd(ctx, d.kind, d.conf, newExecutor())
+	if err != nil {
+		return nil, d.fail("ADD", err)
+	}
+	r, err := types100.NewResultFromResult(result)
+	if err != nil {
+		return nil, d.fail("ADD", err)
+	}
+	if len(r.IPs) == 0 {
+		return nil, cnierr.New(cnierr.InvalidConfig, "IPAM plugin %s gave no address: look at its configuration; "+
+			"an interface without one would be attached but unusable", d.kind)
+	}
+	return r, nil
+}
+
+func (d delegate) del(ctx context.Context) error {
+	if d.none() {
+		return nil
+	}
+	return d.fail("DEL", invoke.DelegateDel(ctx, d.kind, d.conf, newExecutor()))
+}
+
+// check skips whereabouts, whose CHECK always fails ("CNI CHECK method is not
+// implemented"); the addresses are checked on the interface in any case.
+func (d delegate) check(ctx context.Context) error {
+	if d.none() || d.kind == "whereabouts" {
+		return nil
+	}
+	return d.fail("CHECK", invoke.DelegateCheck(ctx, d.kind, d.conf, newExecutor()))
+}
+
+func (d delegate) status(ctx context.Context) error {
+	if d.none() {
+		return nil
+	}
+	return d.fail("STATUS", invoke.DelegateStatus(ctx, d.kind, d.conf, newExecutor()))
+}
+
+func (d delegate) gc(ctx context.Context) error {
+	if d.none() {
+		return nil
+	}
+	return d.fail("GC", invoke.DelegateGC(ctx, d.kind, d.conf, newExecutor()))
+}
+
+// canDecline says that another address can be had for one that is taken.
+func (d delegate) canDecline() bool { return d.kind == OwnIPAM }
+
+// decline gives an address back that another device holds: the IPAM releases it
+// and keeps it from everybody for a while.
+func (d delegate) decline(ctx context.Context, addr netip.Addr, mac string) error {
+	path, err := invoke.FindInPath(d.kind, strings.Split(d.path, string(os.PathListSeparator)))
+	if err != nil {
+		return d.fail("decline", err)
+	}
+	_, err = execute(ctx, path, d.conf, append(os.Environ(), "CNI_COMMAND=ADD"), "decline", addr.String(), mac)
+	if err != nil {
+		return fmt.Errorf("give back %s: %w", addr, d.fail("decline", err))
+	}
+	return nil
+}

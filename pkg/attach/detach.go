@@ -1,0 +1,130 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/record"
+)
+
+// Del takes an attachment back: interface, then address, then record. What is
+// gone already is success, and neither the sandbox nor the parent nor a readable
+// configuration is needed: the record says what was made. Without a record plan
+// does, as far as it could be read.
+func (p *Plugin) Del(ctx context.Context, plan *netconf.Plan, req Request) error {
+	at, found, err := p.records().Load(req.ContainerID, req.IfName)
+	if err != nil {
+		return err
+	}
+	if !found {
+		at = fromPlan(plan, req)
+	}
+	var sandbox *pod
+	if !isGone(req.Netns) {
+		if sandbox, err = openPod(req.Netns); err != nil {
+			return err
+		}
+		defer sandbox.close()
+	}
+	return p.takeBack(ctx, sandbox, at, req.Path)
+}
+
+// fromPlan is the record that an ADD with this configuration would have written.
+func fromPlan(plan *netconf.Plan, req Request) record.Attachment {
+	return record.Attachment{
+		ContainerID: req.ContainerID, IfName: req.IfName, Netns: req.Netns,
+		IPAM: plan.IPAM.Type, Delegate: plan.IPAM.Delegate,
+	}
+}
+
+// takeBack undoes an attachment as its record says. sandbox is nil when it is
+// gone: the kernel has deleted the interface with it. The record goes last, so
+// that whatever stood in the way is tried again by the next DEL.
+func (p *Plugin) takeBack(ctx context.Context, sandbox *pod, at record.Attachment, path string) error {
+	if sandbox != nil && !at.Chained {
+		if err := fault.At("del.link"); err != nil {
+			return err
+		}
+		if err := deleteChild(sandbox, at.IfName); err != nil {
+			return err
+		}
+	}
+	if at.IPAM != "" && !at.Chained {
+		if err := fault.At("del.ipam"); err != nil {
+			return err
+		}
+		if err := (delegate{at.IPAM, at.Delegate, path}).del(ctx); err != nil {
+			return err
+		}
+	}
+	if err := fault.At("del.record"); err != nil {
+		return err
+	}
+	return p.records().Delete(at.ContainerID, at.IfName)
+}
+
+// GC takes back this network's attachments on this node that the runtime doesn't
+// list, and forwards to the IPAM plugin. It goes on past errors and reports them
+// all. Without a list nothing is taken back (CNI specification, section GC).
+func (p *Plugin) GC(ctx context.Context, plan *netconf.Plan, path string) error {
+	var faults []error
+	if plan.ValidAttachments != nil {
+		all, err := p.records().List()
+		faults = append(faults, err)
+		for _, at := range all {
+			if at.Network == plan.Name && !listed(*plan.ValidAttachments, at) {
+				faults = append(faults, p.collect(ctx, at, path))
+			}
+		}
+	}
+	ipam := delegate{plan.IPAM.Type, plan.IPAM.Delegate, path}
+	faults = append(faults, ipam.gc(ctx))
+	return errors.Join(faults...)
+}
+
+func listed(valid []netconf.Attachment, at record.Attachment) bool {
+	for _, v := range valid {
+		if v.ContainerID == at.ContainerID && v.IfName == at.IfName {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Plugin) collect(ctx context.Context, at record.Attachment, path string) error {
+	var sandbox *pod
+	if !isGone(at.Netns) {
+		var err error
+		if sandbox, err = openPod(at.Netns); err != nil {
+			return fmt.Errorf("attachment %s %s: %w", at.ContainerID, at.IfName, err)
+		}
+		defer sandbox.close()
+	}
+	restore := actFor(at)
+	defer restore()
+	if err := p.takeBack(ctx, sandbox, at, path); err != nil {
+		return cnierr.New(cnierr.CodeOf(err), "attachment %s %s: %w", at.ContainerID, at.IfName, err)
+	}
+	return nil
+}
+
+// actFor gives this process the environment of an attachment, which an IPAM
+// plugin's DEL goes by; GC itself has none.
+func actFor(at record.Attachment) (restore func()) {
+	vars := map[string]string{"CNI_CONTAINERID": at.ContainerID, "CNI_IFNAME": at.IfName, "CNI_NETNS": at.Netns}
+	undo := make(map[string]string, len(vars))
+	for name, value := range vars {
+		undo[name] = os.Getenv(name)
+		_ = os.Setenv(name, value)
+	}
+	return func() {
+		for name, value := range undo {
+			_ = os.Setenv(name, value)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
+	"github.com/lhstorage/lhstorage/pkg/kernel"
+	"github.com/lhstorage/lhstorage/pkg/neigh"
+)
+
+// pod is the pod's network namespace.
+type pod struct {
+	netns ns.NetNS
+	k     *kernel.Netlink
+}
+
+// openPod opens the sandbox. A missing one is code 3, the host's own code 8, so
+// that nothing is created in the wrong place.
+func openPod(path string) (*pod, error) {
+	if path == "" {
+		return nil, cnierr.New(cnierr.InvalidEnvironment, "CNI_NETNS is empty: the runtime must name the pod's network namespace")
+	}
+	netns, err := ns.GetNS(path)
+	if err != nil {
+		return nil, cnierr.New(cnierr.UnknownContainer, "CNI_NETNS %s can't be entered: %w", path, err)
+	}
+	if own, err := isOwnNetns(path); err != nil || own {
+		_ = netns.Close()
+		if err != nil {
+			return nil, cnierr.New(cnierr.IO, "compare CNI_NETNS %s with the host's namespace: %w", path, err)
+		}
+		return nil, cnierr.New(cnierr.HostNetns, "CNI_NETNS %s is the network namespace of the host: nothing was changed", path)
+	}
+	k, err := kernel.In(netns)
+	if err != nil {
+		_ = netns.Close()
+		return nil, cnierr.New(cnierr.IO, "%w", err)
+	}
+	return &pod{netns, k}, nil
+}
+
+// isGone says that a sandbox isn't there any more, which DEL takes as success.
+func isGone(path string) bool {
+	if path == "" {
+		return true
+	}
+	netns, err := ns.GetNS(path)
+	if err == nil {
+		_ = netns.Close()
+		return false
+	}
+	notNS := ns.NSPathNotNSErr{}
+	return errors.Is(err, fs.ErrNotExist) || errors.As(err, &notNS) || errors.As(err, &ns.NSPathNotExistErr{})
+}
+
+func isOwnNetns(path string) (bool, error) {
+	var theirs, own unix.Stat_t
+	if err := unix.Stat(path, &theirs); err != nil {
+		return false, err
+	}
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
+		return false, err
+	}
+	return theirs.Ino == own.Ino && theirs.Dev == own.Dev, nil
+}
+
+func (p *pod) close() {
+	p.k.Close()
+	_ = p.netns.Close()
+}
+
+// do runs f on a thread that is in the pod's namespace.
+func (p *pod) do(f func() error) error {
+	return p.netns.Do(func(ns.NetNS) error { return f() })
+}
+
+// ifaces lists the pod's interfaces with their addresses, in the kernel's
+// address-dump order, which is what Longhorn goes by.
+func (p *pod) ifaces() ([]iscsipath.Iface, error) {
+	links, err := p.k.Links()
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := p.k.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	var list []iscsipath.Iface
+	for _, a := range addrs {
+		i := slices.IndexFunc(list, func(f iscsipath.Iface) bool { return f.Index == a.Link })
+		if i < 0 {
+			list = append(list, iscsipath.Iface{Index: a.Link, Name: nameOf(links, a.Link)})
+			i = len(list) - 1
+		}
+		list[i].Addrs = append(list[i].Addrs, a.Prefix.Addr())
+	}
+	for _, l := range links {
+		if !slices.ContainsFunc(list, func(f iscsipath.Iface) bool { return f.Index == l.Index }) {
+			list = append(list, iscsipath.Iface{Index: l.Index, Name: l.Name})
+		}
+	}
+	return list, nil
+}
+
+func nameOf(links []kernel.Link, index int) string {
+	for _, l := range links {
+		if l.Index == index {
+			return l.Name
+		}
+	}
+	return ""
+}
+
+// prepare sets the interface's sysctls before it is up and has an address: moved
+// addresses are announced by the kernel too, no router advertisement gives the
+// pod a route over the storage network, and IPv6 is on only where it is used.
+func (p *pod) prepare(name string, ipv6 bool, dad time.Duration) error {
+	conf := func(family, key, value string) kernel.Setting {
+		return kernel.Setting{Path: kernel.ConfPath(family, name, key), Value: value}
+	}
+	settings := []kernel.Setting{conf("ipv4", "arp_notify", "1"), conf("ipv6", "ndisc_notify", "1")}
+	if ipv6 {
+		settings = append(settings, kernel.Setting{Path: kernel.ConfPath("ipv6", "lo", "disable_ipv6"), Value: "0"},
+			conf("ipv6", "disable_ipv6", "0"), conf("ipv6", "keep_addr_on_down", "1"))
+	}
+	if ipv6 && dad > 0 {
+		// The kernel waits a random part of router_solicitation_delay (1 s) before it
+		// probes, and retrans_time_ms (1 s) for an answer: the window that the
+		// configuration allows is enough on a storage network (addrconf_dad_kick).
+		settings = append(settings, conf("ipv6", "router_solicitation_delay", "0"),
+			kernel.Setting{Path: retransPath(name), Value: fmt.Sprint(max(dad.Milliseconds(), 1))})
+	}
+	return p.set(settings...)
+}
+
+const kernelRetrans = "1000" // ms, RFC 4861 section 10, RETRANS_TIMER
+
+func retransPath(name string) string { return "net/ipv6/neigh/" + name + "/retrans_time_ms" }
+
+// settled gives neighbour discovery its ordinary timer back.
+func (p *pod) settled(name string) error {
+	return p.set(kernel.Setting{Path: retransPath(name), Value: kernelRetrans})
+}
+
+// set enters the namespace once for all settings.
+func (p *pod) set(settings ...kernel.Setting) error {
+	return p.do(func() error {
+		for _, s := range settings {
+			err := os.WriteFile("/proc/sys/"+s.Path, []byte(s.Value), 0o644) //nolint:gosec // a sysctl
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("set sysctl %s to %s in the pod: %w", s.Path, s.Value, err)
+			}
+		}
+		return nil
+	})
+}
+
+// probe looks for other holders of the IPv4 addresses.
+func (p *pod) probe(ctx context.Context, link kernel.Link, addrs []netip.Addr, window time.Duration) (conflicts []neigh.Conflict, err error) {
+	err = p.do(func() error {
+		conflicts, err = neigh.Probe(ctx, neighLink(link), addrs, window, func(mac net.HardwareAddr) bool { return slices.Equal(mac, link.MAC) })
+		return err
+	})
+	return conflicts, err
+}
+
+func (p *pod) waitDAD(ctx context.Context, link kernel.Link, addrs []netip.Addr) (failed []netip.Addr, err error) {
+	wait, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	err = p.do(func() error {
+		failed, err = neigh.WaitDAD(wait, link.Index, addrs)
+		return err
+	})
+	return failed, err
+}
+
+// whoHas asks the network for the MAC that holds addr, for an error's text.
+func (p *pod) whoHas(ctx context.Context, link kernel.Link, addr netip.Addr, window time.Duration) string {
+	var macs []net.HardwareAddr
+	err := p.do(func() (err error) {
+		macs, err = neigh.Resolve(ctx, neighLink(link), netip.IPv6Unspecified(), addr, max(window, 100*time.Millisecond))
+		return err
+	})
+	if err != nil || len(macs) == 0 {
+		return "unknown"
+	}
+	return macs[0].String()
+}
+
+func (p *pod) announce(link kernel.Link, addrs []netip.Addr) error {
+	return p.do(func() error { return neigh.Announce(neighLink(link), addrs) })
+}
+
+func kernelOrder() iscsipath.Order {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return iscsipath.Modern
+	}
+	return iscsipath.OrderOf(unix.ByteSliceToString(u.Release[:]))
+}

@@ -1,0 +1,408 @@
+// Package node makes a node ready for a network: VTEP, routes, parent, flood
+// entries and host shim, in that order, each by difference (packages parent and
+// hostshim).
+//
+// [Ensurer.Ensure] is on the path of every pod's start. When the kernel is as the
+// last answer on disk says it must be, it costs a few reads and takes no lock.
+// Otherwise it waits, for a bounded time, for the node's lock, looks again and
+// applies what is left. Nothing is held while it waits, and a process that dies
+// halfway leaves a state that the next call's difference mends.
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
+	"github.com/lhstorage/lhstorage/pkg/hostshim"
+	"github.com/lhstorage/lhstorage/pkg/kernel"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+	"github.com/lhstorage/lhstorage/pkg/parent"
+	"github.com/lhstorage/lhstorage/pkg/place"
+)
+
+// Ensurer makes this node ready for networks.
+type Ensurer struct {
+	Kernel     kernel.Kernel
+	Neighbours hostshim.Neighbours
+	Node       nodefile.File
+	// RestoreMTU gives the pods' interfaces on parent the MTU that its raising
+	// allows them again. The kernel lowers them with their parent, but never
+	// raises them.
+	RestoreMTU func(parent kernel.Link) error
+	// LockWait bounds the wait for the node's lock.
+	LockWait time.Duration
+}
+
+// State is what Ensure found or made.
+type State struct {
+	Parent  kernel.Link
+	Shim    string         // the host shim's name, "" where the network has none
+	Addrs   []netip.Prefix // the shim's addresses, with the network's length
+	Place   place.Place
+	Changed []string // what was done, in words; empty on the fast path
+}
+
+// maxRounds bounds the rounds of differences; three are the most ever needed,
+// and something that changes the kernel back must not hold a pod's start.
+const maxRounds = 10
+
+// Ensure makes the node ready for plan's network. Errors carry CNI codes: 7 who
+// this node is can't be told, 11 the lock wasn't had in time, 100 the shim's
+// address is taken, 101 a device differs and can't be changed.
+func (e *Ensurer) Ensure(ctx context.Context, plan *netconf.Plan) (State, error) {
+	r := &run{Ensurer: e, plan: plan}
+	quiet, err := r.look(ctx)
+	if err != nil || quiet {
+		return r.state, err
+	}
+	unlock, err := e.lock(ctx)
+	if err != nil {
+		return r.state, err
+	}
+	defer unlock()
+	return r.state, r.apply(ctx)
+}
+
+// Look tells what Ensure would change first, without changing anything; "" for
+// nothing. CHECK and STATUS ask it.
+func (e *Ensurer) Look(ctx context.Context, plan *netconf.Plan) (State, string, error) {
+	r := &run{Ensurer: e, plan: plan}
+	_, err := r.look(ctx)
+	return r.state, r.pending, err
+}
+
+func (e *Ensurer) lock(ctx context.Context) (unlock func(), err error) {
+	path := filepath.Join(e.Node.RunDir, "lock")
+	if err := os.MkdirAll(e.Node.RunDir, 0o700); err != nil {
+		return nil, cnierr.New(cnierr.IO, "make the directory for the node's lock: %w", err)
+	}
+	wait, cancel := context.WithTimeout(ctx, e.LockWait)
+	defer cancel()
+	l := flock.New(path)
+	if _, err := l.TryLockContext(wait, 5*time.Millisecond); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, cnierr.New(cnierr.TryAgain, "another process has been changing this node's storage network for %s "+
+				"(lock %s; `fuser -v %s` names it): try again", e.LockWait, path, path)
+		}
+		return nil, cnierr.New(cnierr.IO, "lock %s: %w", path, err)
+	}
+	return func() { _ = l.Close() }, nil
+}
+
+// run is one call of Ensure.
+type run struct {
+	*Ensurer
+	plan    *netconf.Plan
+	last    place.Place
+	fresh   bool // the place and the MTU must be worked out anew
+	state   State
+	pending string
+}
+
+// look does one round without changing anything; quiet means nothing is to do.
+func (r *run) look(ctx context.Context) (quiet bool, err error) {
+	if r.last, err = loadPlace(r.placePath()); err != nil {
+		return false, err
+	}
+	if err := r.resolve(); err != nil {
+		return false, err
+	}
+	for _, stage := range r.stages() {
+		steps, err := stage(ctx)
+		if err != nil {
+			return false, err
+		}
+		if len(steps) > 0 {
+			r.pending = steps[0].Text
+			return false, nil
+		}
+	}
+	if r.restoring() {
+		r.pending = "restore the MTU of pods' interfaces"
+		return false, nil
+	}
+	if !r.answered() {
+		r.pending = "write " + r.placePath()
+		return false, nil
+	}
+	return true, r.observe()
+}
+
+func (r *run) apply(ctx context.Context) error {
+	r.fresh = true
+	for range maxRounds {
+		quiet, err := r.round(ctx)
+		if err != nil {
+			return err
+		}
+		if quiet {
+			return r.finish()
+		}
+	}
+	return cnierr.New(cnierr.Kernel, "the storage network of this node doesn't stay as it is set; in %d rounds: %s. "+
+		"Something else changes it: look for NetworkManager, systemd-networkd or a script that manages %s",
+		maxRounds, strings.Join(r.state.Changed, "; "), r.plan.Parent.Name)
+}
+
+// round applies each stage's steps; quiet means that there were none.
+func (r *run) round(ctx context.Context) (quiet bool, err error) {
+	if err := r.resolve(); err != nil {
+		return false, err
+	}
+	quiet = true
+	for _, stage := range r.stages() {
+		steps, err := stage(ctx)
+		if err != nil {
+			return false, err
+		}
+		if len(steps) > 0 {
+			quiet = false
+		}
+		if err := r.announceRaise(steps); err != nil {
+			return false, err
+		}
+		done, err := kernel.Apply(r.Kernel, steps)
+		r.state.Changed = append(r.state.Changed, done...)
+		if err != nil {
+			return false, coded(err)
+		}
+	}
+	return quiet, nil
+}
+
+// coded gives code 104 to an error that has none.
+func coded(err error) error {
+	if cnierr.CodeOf(err) == cnierr.Unclassified {
+		return cnierr.New(cnierr.Kernel, "%w", err)
+	}
+	return err
+}
+
+func (r *run) finish() error {
+	if err := r.observe(); err != nil {
+		return err
+	}
+	if r.restoring() {
+		if err := r.RestoreMTU(r.state.Parent); err != nil {
+			return coded(err)
+		}
+		if err := os.Remove(r.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return cnierr.New(cnierr.IO, "%w", err)
+		}
+		r.state.Changed = append(r.state.Changed, "restored the MTU of pods' interfaces on "+r.state.Parent.Name)
+	}
+	if r.answered() {
+		return nil
+	}
+	if err := fault.At("ensure.place"); err != nil {
+		return err
+	}
+	return savePlace(r.placePath(), r.state.Place)
+}
+
+// observe reads the parent once more for what the caller needs of it.
+func (r *run) observe() error {
+	link, err := r.Kernel.Link(r.plan.Parent.Name)
+	if err != nil {
+		return coded(err)
+	}
+	r.state.Parent = link
+	return nil
+}
+
+// resolve works out this node's place from what it holds.
+func (r *run) resolve() error {
+	seen, err := r.see()
+	if err != nil {
+		return coded(err)
+	}
+	p, err := place.Resolve(r.plan, r.Node, seen, r.last)
+	if err != nil {
+		return err
+	}
+	p.MTU = r.last.MTU
+	r.state.Place = p
+	if r.plan.HostShim != nil {
+		r.state.Shim, r.state.Addrs = r.plan.HostShim.Name, shimAddrs(r.plan.HostShim, p)
+	}
+	return nil
+}
+
+func (r *run) see() (place.Seen, error) {
+	addrs, err := r.Kernel.Addrs()
+	if err != nil {
+		return place.Seen{}, err
+	}
+	var seen place.Seen
+	for _, a := range addrs {
+		seen.Local = append(seen.Local, a.Prefix.Addr())
+	}
+	if link, err := r.Kernel.Link(r.plan.Parent.Name); err == nil {
+		seen.OnParent, seen.Tunnel = plain(kernel.AddrsOf(addrs, link.Index)), link.VXLAN.Local
+	} else if !kernel.IsNotFound(err) {
+		return seen, err
+	}
+	if r.plan.HostShim == nil {
+		return seen, nil
+	}
+	if link, err := r.Kernel.Link(r.plan.HostShim.Name); err == nil {
+		seen.OnShim = plain(kernel.AddrsOf(addrs, link.Index))
+	} else if !kernel.IsNotFound(err) {
+		return seen, err
+	}
+	return seen, nil
+}
+
+func plain(addrs []kernel.Addr) []netip.Addr {
+	list := make([]netip.Addr, 0, len(addrs))
+	for _, a := range addrs {
+		list = append(list, a.Prefix.Addr())
+	}
+	return list
+}
+
+// shimAddrs gives the shim's addresses the length of their network, or of a host
+// where the network isn't known.
+func shimAddrs(shim *netconf.HostShim, p place.Place) []netip.Prefix {
+	var list []netip.Prefix
+	for i, a := range p.Shim {
+		bits := a.BitLen()
+		if i < len(shim.Networks) && shim.Networks[i].IsValid() {
+			bits = shim.Networks[i].Bits()
+		}
+		list = append(list, netip.PrefixFrom(a, bits))
+	}
+	return list
+}
+
+// stages are the parts of a round, in the order in which they build on each other.
+func (r *run) stages() []func(context.Context) ([]kernel.Step, error) {
+	vxlan := r.plan.Parent.Type == netconf.ParentVXLAN
+	var stages []func(context.Context) ([]kernel.Step, error)
+	if vxlan {
+		stages = append(stages, r.vtep, r.routes)
+	}
+	stages = append(stages, r.parent)
+	if r.plan.HostShim != nil {
+		stages = append(stages, r.shim)
+	}
+	return stages
+}
+
+func (r *run) vtep(context.Context) ([]kernel.Step, error) {
+	return parent.DiffVTEP(r.Kernel, r.plan.Parent.VTEP, r.state.Place.VTEP)
+}
+
+func (r *run) routes(context.Context) ([]kernel.Step, error) {
+	return parent.DiffRoutes(r.Kernel, r.plan.Parent.VTEP, r.state.Place.Peers)
+}
+
+func (r *run) parent(context.Context) ([]kernel.Step, error) {
+	if err := r.workOutMTU(); err != nil {
+		return nil, err
+	}
+	p := r.state.Place
+	moving, err := r.moving()
+	if err != nil {
+		return nil, err
+	}
+	return parent.Diff(r.Kernel, parent.Desired{
+		Parent: r.plan.Parent, Local: p.VTEP, Peers: p.Peers, AutoMTU: p.MTU,
+		MAC:    place.MAC(r.Node, p.Index, r.plan.Parent.Name, "parent"),
+		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving,
+	})
+}
+
+// workOutMTU asks the routes to all peers, which is dear, only when the answer
+// on disk is for other peers or none, or a change is being made anyway.
+func (r *run) workOutMTU() error {
+	auto := r.plan.Parent.Type == netconf.ParentVXLAN && r.plan.Parent.MTU == 0
+	known := r.last.MTU != 0 && !r.fresh && slices.Equal(r.last.Peers, r.state.Place.Peers)
+	if !auto || known {
+		return nil
+	}
+	mtu, err := parent.AutoMTU(r.Kernel, r.state.Place.VTEP, r.state.Place.Peers)
+	if err != nil {
+		return err
+	}
+	r.state.Place.MTU = mtu
+	r.last.MTU = mtu
+	return nil
+}
+
+// owner says that the parent is the storage network's alone.
+func (r *run) owner() bool { return r.plan.Parent.Type == netconf.ParentVXLAN }
+
+// moving are the parent's addresses of the network, about to go to the shim.
+func (r *run) moving() ([]netip.Addr, error) {
+	if r.plan.HostShim == nil || !r.owner() {
+		return nil, nil
+	}
+	seen, err := r.see()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(seen.OnParent, func(a netip.Addr) bool {
+		return !slices.ContainsFunc(r.state.Addrs, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
+	}), nil
+}
+
+func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
+	if _, err := r.Kernel.Link(r.plan.Parent.Name); kernel.IsNotFound(err) {
+		return nil, nil // the parent comes first; the next round sees it
+	}
+	return hostshim.Diff(ctx, r.Kernel, r.Neighbours, hostshim.Desired{
+		Name: r.plan.HostShim.Name, Parent: r.plan.Parent.Name,
+		MAC:       place.MAC(r.Node, r.state.Place.Index, r.plan.Parent.Name, "shim"),
+		Addresses: r.state.Addrs, Hosts: r.plan.HostShim.Ranges,
+		Owner: r.owner(), Probe: r.plan.Conflict.Enabled,
+	})
+}
+
+// announceRaise notes on disk that pods' interfaces are to be restored, before
+// the parent's MTU is raised: a process that dies in between leaves the note.
+func (r *run) announceRaise(steps []kernel.Step) error {
+	changes := slices.ContainsFunc(steps, func(s kernel.Step) bool { return s.Name == "parent.mtu" })
+	if !changes || r.RestoreMTU == nil {
+		return nil
+	}
+	if err := os.WriteFile(r.restorePath(), nil, 0o600); err != nil {
+		return cnierr.New(cnierr.IO, "note that pods' MTUs must be restored: %w", err)
+	}
+	return nil
+}
+
+func (r *run) restorePath() string {
+	return filepath.Join(r.Node.RunDir, "restore-mtu-"+r.plan.Parent.Name)
+}
+
+func (r *run) restoring() bool {
+	_, err := os.Stat(r.restorePath())
+	return err == nil && r.RestoreMTU != nil
+}
+
+func (r *run) placePath() string {
+	return filepath.Join(r.Node.StateDir, "place", r.plan.Parent.Name+".json")
+}
+
+// answered says that the answer on disk is the one just found.
+func (r *run) answered() bool {
+	saved, err := loadPlace(r.placePath())
+	return err == nil && same(saved, r.state.Place)
+}
+
+func same(a, b place.Place) bool {
+	return a.Index == b.Index && a.VTEP == b.VTEP && a.MTU == b.MTU &&
+		slices.Equal(a.Shim, b.Shim) && slices.Equal(a.Peers, b.Peers)
+}

@@ -1,0 +1,47 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/place"
+)
+
+// loadPlace reads the last answer; none is a zero place. A torn file is none
+// too: the answer is found anew from what the node holds.
+func loadPlace(path string) (place.Place, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // below the node's state directory
+	if errors.Is(err, fs.ErrNotExist) {
+		return place.Place{}, nil
+	}
+	if err != nil {
+		return place.Place{}, cnierr.New(cnierr.IO, "read this node's place on the storage network: %w", err)
+	}
+	var p place.Place
+	if json.Unmarshal(data, &p) != nil {
+		return place.Place{}, nil
+	}
+	return p, nil
+}
+
+// savePlace writes the answer so that it survives a power loss: it is what a
+// node that boots with the API away goes by.
+func savePlace(path string, p place.Place) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return cnierr.New(cnierr.IO, "make the state directory: %w", err)
+	}
+	if err := renameio.WriteFile(path, append(data, '\n'), 0o600); err != nil {
+		return cnierr.New(cnierr.IO, "write this node's place on the storage network: %w", err)
+	}
+	return nil
+}

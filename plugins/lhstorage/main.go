@@ -1,0 +1,83 @@
+// lhstorage is the CNI plugin: it attaches a pod to the storage network and makes
+// the node ready for it. See docs/netconf.md for its configuration.
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/lhstorage/lhstorage/pkg/attach"
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/kernel"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+// buildVersion is set at build time.
+var buildVersion = "unknown"
+
+func init() {
+	// Namespaces belong to threads: what runs on the main goroutine runs in the
+	// namespace that the process was started in.
+	runtime.LockOSThread()
+}
+
+func main() {
+	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
+		Add:    func(args *skel.CmdArgs) error { return run(netconf.Add, args) },
+		Del:    func(args *skel.CmdArgs) error { return run("DEL", args) },
+		Check:  func(args *skel.CmdArgs) error { return run(netconf.Check, args) },
+		Status: func(args *skel.CmdArgs) error { return run(netconf.Status, args) },
+		GC:     func(args *skel.CmdArgs) error { return run(netconf.GC, args) },
+	}, version.All, "CNI plugin lhstorage "+buildVersion)
+	if err != nil {
+		if perr := err.Print(); perr != nil {
+			os.Stderr.WriteString("lhstorage: " + err.Error() + "\n")
+		}
+		os.Exit(1)
+	}
+}
+
+// run serves a verb. skel wants its errors as CNI error objects.
+func run(verb netconf.Verb, args *skel.CmdArgs) error {
+	if err := serve(verb, args); err != nil {
+		return cnierr.ToCNI(err)
+	}
+	return nil
+}
+
+func serve(verb netconf.Verb, args *skel.CmdArgs) error {
+	node, err := nodefile.Load()
+	if err != nil {
+		return cnierr.New(cnierr.InvalidConfig, "%w", err)
+	}
+	k, err := kernel.Host()
+	if err != nil {
+		return cnierr.New(cnierr.IO, "%w", err)
+	}
+	defer k.Close()
+	ctx := context.Background()
+	plugin := &attach.Plugin{Node: node, Kernel: k, Out: os.Stdout}
+	request := attach.Request{ContainerID: args.ContainerID, Netns: args.Netns, IfName: args.IfName, Path: args.Path}
+	if verb == "DEL" {
+		return plugin.Del(ctx, netconf.Lenient(args.StdinData, args.Args), request)
+	}
+	plan, err := netconf.Parse(verb, args.StdinData, args.Args)
+	if err != nil {
+		return err
+	}
+	switch verb {
+	case netconf.Add:
+		return plugin.Add(ctx, plan, request)
+	case netconf.Check:
+		return plugin.Check(ctx, plan, request)
+	case netconf.Status:
+		return plugin.Status(ctx, plan, args.Path)
+	default:
+		return plugin.GC(ctx, plan, args.Path)
+	}
+}
