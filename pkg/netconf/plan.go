@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -51,7 +52,9 @@ type Plan struct {
 	IPAM IPAM
 
 	PrevResult *types100.Result // not nil: chained behind another main plugin (or CHECK, DEL)
-	Chained    bool             // this ADD, DEL or CHECK runs behind another main plugin
+	Chained    bool             // this ADD runs behind another main plugin; for CHECK and DEL the attachment record says it
+
+	DNS types.DNS // for the result, as written
 
 	Pod Pod
 

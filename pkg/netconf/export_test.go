@@ -1,0 +1,4 @@
+package netconf
+
+// Names for the tests outside this package.
+var SchemaAccepts = schemaAccepts
