@@ -82,7 +82,7 @@ func (l *Lab) Node(name string) (Node, error) {
 // Up makes the lab's nodes and the network between them. If it fails, or if ctx
 // is done before it is finished, everything it made is removed again.
 func (l *Lab) Up(ctx context.Context) error {
-	if err := errors.Join(l.findBinaries(), netnsFree(l.opts.namespaces()...)); err != nil {
+	if err := errors.Join(l.CheckPlugins(), netnsFree(l.opts.namespaces()...)); err != nil {
 		return fmt.Errorf("lab %s up: %w", l.opts.Name, err)
 	}
 	if err := l.store.create(State{Version: stateVersion, Options: l.opts, Created: time.Now(), Namespaces: l.opts.namespaces()}); err != nil {
@@ -163,8 +163,8 @@ func (l *Lab) Down(ctx context.Context) error {
 	return nil
 }
 
-// findBinaries checks that the plugins are there before anything is made.
-func (l *Lab) findBinaries() error {
+// CheckPlugins looks for the CNI plugins that the lab needs.
+func (l *Lab) CheckPlugins() error {
 	var errs []error
 	for _, plugin := range []string{l.opts.Plugin, l.opts.IPAM} {
 		if _, err := invoke.FindInPath(plugin, l.opts.BinDirs); err != nil {

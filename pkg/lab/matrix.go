@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -82,31 +83,39 @@ func (l *Lab) Matrix(ctx context.Context, o MatrixOptions) ([]Leg, error) {
 	return legs, nil
 }
 
-// ways lists all legs: pod to pod first, then from the hosts.
+// ways lists all legs, pod to pod first, then from the hosts.
 func (l *Lab) ways(pods []Pod) []way {
 	var podPod, local, remote []way
-	for _, to := range pods {
-		for _, address := range to.Addresses {
-			w := way{to: to.Node + "/" + to.Name, target: address.Addr()}
-			for _, from := range pods {
-				if from.Node != to.Node && len(from.Addresses) > 0 {
-					w.leg, w.from = LegPodPod, place{from.Node + "/" + from.Name, from.Netns}
-					podPod = append(podPod, w)
-				}
-			}
-			for _, node := range l.Nodes() {
-				w.from = place{node.Name, node.Netns}
-				if node.Name == to.Node {
-					w.leg = LegHostLocal
-					local = append(local, w)
-				} else {
-					w.leg = LegHostRemote
-					remote = append(remote, w)
-				}
+	for _, from := range pods {
+		if len(from.Addresses) == 0 { // it is just being added
+			continue
+		}
+		for _, to := range pods {
+			if from.Node != to.Node {
+				podPod = append(podPod, waysTo(LegPodPod, place{from.Node + "/" + from.Name, from.Netns}, to)...)
 			}
 		}
 	}
-	return append(append(podPod, local...), remote...)
+	for _, node := range l.Nodes() {
+		host := place{node.Name, node.Netns}
+		for _, to := range pods {
+			if node.Name == to.Node {
+				local = append(local, waysTo(LegHostLocal, host, to)...)
+			} else {
+				remote = append(remote, waysTo(LegHostRemote, host, to)...)
+			}
+		}
+	}
+	return slices.Concat(podPod, local, remote)
+}
+
+// waysTo is one way per address of the pod.
+func waysTo(leg string, from place, to Pod) []way {
+	var ways []way
+	for _, address := range to.Addresses {
+		ways = append(ways, way{leg: leg, from: from, to: to.Node + "/" + to.Name, target: address.Addr()})
+	}
+	return ways
 }
 
 func (l *Lab) measure(ctx context.Context, w way, o MatrixOptions) (Leg, error) {

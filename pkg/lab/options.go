@@ -106,6 +106,11 @@ func (o Options) withDefaults() Options {
 	if o.Stderr == nil {
 		o.Stderr = os.Stderr
 	}
+	for i, dir := range o.BinDirs { // kept in the state file, for processes that run elsewhere
+		if abs, err := filepath.Abs(dir); err == nil {
+			o.BinDirs[i] = abs
+		}
+	}
 	return o
 }
 
