@@ -199,10 +199,6 @@ func (p *pod) whoHas(ctx context.Context, link kernel.Link, addr netip.Addr, win
 	return macs[0].String()
 }
 
-func (p *pod) announce(link kernel.Link, addrs []netip.Addr) error {
-	return p.do(func() error { return neigh.Announce(neighLink(link), addrs) })
-}
-
 func kernelOrder() iscsipath.Order {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {

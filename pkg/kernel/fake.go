@@ -206,6 +206,9 @@ func (f *Fake) SetLink(index int, c Change) error {
 	if c.Name != nil {
 		l.Name = *c.Name
 	}
+	if c.MAC != nil {
+		l.MAC = c.MAC
+	}
 	if c.MTU != nil {
 		if lower := f.at(l.Lower); l.Kind == "macvlan" && lower != nil && *c.MTU > lower.MTU {
 			return fmt.Errorf("set the MTU of %s to %d: %w", l.Name, *c.MTU, syscall.EINVAL)
@@ -238,6 +241,9 @@ func describe(c Change) string {
 	var b strings.Builder
 	if c.Name != nil {
 		fmt.Fprintf(&b, " name=%s", *c.Name)
+	}
+	if c.MAC != nil {
+		fmt.Fprintf(&b, " mac=%s", c.MAC)
 	}
 	if c.MTU != nil {
 		fmt.Fprintf(&b, " mtu=%d", *c.MTU)

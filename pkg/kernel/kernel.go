@@ -96,6 +96,7 @@ type Change struct {
 	Learning *bool
 	Local    *netip.Addr // a VXLAN's source address
 	Name     *string
+	MAC      net.HardwareAddr
 }
 
 // Addr is an address of a device.

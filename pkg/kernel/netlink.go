@@ -174,6 +174,11 @@ func (k *Netlink) SetLink(index int, c Change) error {
 			return fmt.Errorf("rename device #%d to %s: %w", index, *c.Name, err)
 		}
 	}
+	if c.MAC != nil {
+		if err := k.h.LinkSetHardwareAddr(link, c.MAC); err != nil {
+			return fmt.Errorf("set the MAC of device #%d to %s: %w", index, c.MAC, err)
+		}
+	}
 	if c.MTU != nil {
 		if err := k.h.LinkSetMTU(link, *c.MTU); err != nil {
 			return fmt.Errorf("set the MTU of device #%d to %d: %w", index, *c.MTU, err)
