@@ -123,7 +123,7 @@ func (b *builder) hostShim(ranges []netip.Prefix, key string, raw json.RawMessag
 	switch {
 	case b.plan.LinkInContainer:
 		b.fault(key, raw, "linkInContainer is set: the parent is in the pod, out of the host's reach; leave one of them out")
-	case b.plan.Mode != DefaultMode && !b.plan.Chained:
+	case b.plan.Mode != DefaultMode:
 		b.fault(key, raw, "mode is %q: macvlan lets the host shim and pods talk to each other in bridge mode only", b.plan.Mode)
 	}
 	if !b.modern {
