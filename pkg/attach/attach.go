@@ -63,7 +63,7 @@ func (p *Plugin) records() record.Dir {
 
 func (p *Plugin) ensurer(plan *netconf.Plan) *node.Ensurer {
 	return &node.Ensurer{
-		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, RestoreMTU: p.restoreMTU,
+		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, RestoreMTU: p.restoreMTU, InUse: p.networkInUse,
 		Neighbours: hostNeighbours{p.Kernel, plan.Conflict.Window},
 	}
 }

@@ -222,9 +222,18 @@ func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan) (impaired
 
 // inUse says that a pod of this node that still exists has an interface on parent.
 func (p *Plugin) inUse(parent string) bool {
+	return p.any(func(at record.Attachment) bool { return at.Parent == parent })
+}
+
+// networkInUse says the same of one of the networks on a parent.
+func (p *Plugin) networkInUse(network, parent string) bool {
+	return p.any(func(at record.Attachment) bool { return at.Parent == parent && at.Network == network })
+}
+
+func (p *Plugin) any(match func(record.Attachment) bool) bool {
 	all, err := p.records().List()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "lhstorage: %v\n", err)
 	}
-	return slices.ContainsFunc(all, func(at record.Attachment) bool { return at.Parent == parent && !isGone(at.Netns) })
+	return slices.ContainsFunc(all, func(at record.Attachment) bool { return match(at) && !isGone(at.Netns) })
 }

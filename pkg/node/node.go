@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,6 +41,8 @@ type Ensurer struct {
 	// allows them again. The kernel lowers them with their parent, but never
 	// raises them.
 	RestoreMTU func(parent kernel.Link) error
+	// InUse says that pods of this node are attached to a network on a parent.
+	InUse func(network, parent string) bool
 	// LockWait bounds the wait for the node's lock.
 	LockWait time.Duration
 }
@@ -132,6 +135,10 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 		r.pending = "restore the MTU of pods' interfaces"
 		return false, nil
 	}
+	if owned, err := r.owned(); err != nil || !owned {
+		r.pending = "write " + r.ownerPath()
+		return false, err
+	}
 	if !r.answered() {
 		r.pending = "write " + r.placePath()
 		return false, nil
@@ -141,6 +148,9 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 
 func (r *run) apply(ctx context.Context) error {
 	r.fresh = true
+	if err := r.own(); err != nil {
+		return err
+	}
 	for range maxRounds {
 		quiet, err := r.round(ctx)
 		if err != nil {
@@ -392,8 +402,10 @@ func (r *run) restoring() bool {
 	return err == nil && r.RestoreMTU != nil
 }
 
+// placePath is a file for each network and parent: networks that share a parent
+// share its VTEP, but have shim addresses of their own.
 func (r *run) placePath() string {
-	return filepath.Join(r.Node.StateDir, "place", r.plan.Parent.Name+".json")
+	return filepath.Join(r.Node.StateDir, "place", url.PathEscape(r.plan.Name)+"@"+r.plan.Parent.Name+".json")
 }
 
 // answered says that the answer on disk is the one just found.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
@@ -90,7 +91,7 @@ func DiffOwnRoutes(k kernel.Kernel, name string, have, want []kernel.Route) ([]k
 	var steps []kernel.Step
 	for _, r := range have {
 		if !slices.Contains(want, r) {
-			steps = append(steps, kernel.Step{Name: name + ".del", Text: "delete the route " + r.String(),
+			steps = append(steps, kernel.Step{Name: name + ".del", Text: "delete the route " + describe(k, r),
 				Do: func(k kernel.Kernel) error { return ignore(k.DelRoute(r), kernel.IsNotFound) }})
 		}
 	}
@@ -105,11 +106,20 @@ func DiffOwnRoutes(k kernel.Kernel, name string, have, want []kernel.Route) ([]k
 	for _, r := range missing {
 		foreign := slices.ContainsFunc(all, func(o kernel.Route) bool { return o.Dst == r.Dst && o.Protocol != kernel.RouteProtocol })
 		if !foreign {
-			steps = append(steps, kernel.Step{Name: name + ".add", Text: "add the route " + r.String(),
+			steps = append(steps, kernel.Step{Name: name + ".add", Text: "add the route " + describe(k, r),
 				Do: func(k kernel.Kernel) error { return k.AddRoute(r) }})
 		}
 	}
 	return steps, nil
+}
+
+// describe names the route's device, where it can be found.
+func describe(k kernel.Kernel, r kernel.Route) string {
+	link, err := k.LinkByIndex(r.Link)
+	if err != nil {
+		return r.String()
+	}
+	return strings.Replace(r.String(), fmt.Sprintf("dev #%d", r.Link), "dev "+link.Name, 1)
 }
 
 func routes(k kernel.Kernel, conf netconf.VTEP, peers []netip.Addr) ([]kernel.Route, error) {
