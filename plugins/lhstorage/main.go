@@ -8,7 +8,7 @@ import (
 	"runtime"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/lhstorage/lhstorage/pkg/attach"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
@@ -17,8 +17,8 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
-// buildVersion is set at build time.
-var buildVersion = "unknown"
+// version is set at build time.
+var version = "unknown"
 
 func init() {
 	// Namespaces belong to threads: what runs on the main goroutine runs in the
@@ -33,7 +33,7 @@ func main() {
 		Check:  func(args *skel.CmdArgs) error { return run(netconf.Check, args) },
 		Status: func(args *skel.CmdArgs) error { return run(netconf.Status, args) },
 		GC:     func(args *skel.CmdArgs) error { return run(netconf.GC, args) },
-	}, version.All, "CNI plugin lhstorage "+buildVersion)
+	}, cniversion.All, "CNI plugin lhstorage "+version)
 	if err != nil {
 		if perr := err.Print(); perr != nil {
 			os.Stderr.WriteString("lhstorage: " + err.Error() + "\n")
