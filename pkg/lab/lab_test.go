@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 
 	"github.com/lhstorage/lhstorage/pkg/lab"
@@ -49,6 +50,78 @@ func TestStockMacvlan(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLhstorage is the promise: every leg of every pair, on every parent, with
+// every IPAM, in packets of the full MTU too.
+func TestLhstorage(t *testing.T) {
+	for _, o := range []lab.Options{
+		{Parent: lab.ParentVXLAN, Topology: lab.TopologyMesh, Nodes: 4},
+		{Parent: lab.ParentVXLAN, Topology: lab.TopologyLAN, IPAM: lab.IPAMStatic},
+		{Parent: lab.ParentDevice, Topology: lab.TopologyLAN},
+		{Parent: lab.ParentDevice, Topology: lab.TopologyLAN, IPAM: lab.IPAMHostLocal, MTU: 1500},
+	} {
+		t.Run(o.Parent+"-"+o.Topology+"-"+o.IPAM, func(t *testing.T) {
+			l := labtest.Up(t, o)
+			before := hostNetworks(t, l)
+			labtest.AddPodPerNode(t, l)
+			_, err := l.AddPod(t.Context(), "node1", "pod2", lab.PodOptions{Eth0: lab.Eth0Inside})
+			require.NoError(t, err)
+			mtu := l.Options().MTU
+			if o.Parent == lab.ParentVXLAN {
+				mtu -= 50
+			}
+			for _, size := range []int{0, mtu} {
+				legs, err := l.Matrix(t.Context(), lab.MatrixOptions{MTU: size})
+				require.NoError(t, err)
+				assert.Len(t, legs, wantLegs(l.Options().Nodes))
+				assert.Empty(t, lab.Failed(legs))
+			}
+			tooLarge, err := l.Matrix(t.Context(), lab.MatrixOptions{MTU: mtu + 1})
+			require.NoError(t, err)
+			assert.Len(t, lab.Failed(tooLarge), len(tooLarge), "packets of one byte more pass")
+			for _, node := range l.Nodes() {
+				require.NoError(t, l.Check(t.Context(), node.Name, "pod1"))
+			}
+			assert.Equal(t, before, hostNetworks(t, l), "the nodes' own addresses and default routes")
+		})
+	}
+}
+
+// wantLegs counts the legs with one pod per node and a second one on node1.
+func wantLegs(nodes int) int {
+	podPod := nodes*(nodes-1) + 2*(nodes-1)
+	hostToPod := nodes * (nodes + 1)
+	return podPod + hostToPod
+}
+
+// hostNetworks are the nodes' own addresses and default routes, which the
+// plugin must leave alone: those of the underlay's devices.
+func hostNetworks(t *testing.T, l *lab.Lab) []string {
+	t.Helper()
+	var lines []string
+	for _, node := range l.Nodes() {
+		in, err := l.In(node.Name, "")
+		require.NoError(t, err)
+		require.NoError(t, in(func() error {
+			addrs, err := netlinksafe.AddrList(nil, netlink.FAMILY_V4)
+			require.NoError(t, err)
+			for _, a := range addrs {
+				if a.Label == "eth1" || strings.HasPrefix(a.Label, "to-") {
+					lines = append(lines, node.Name+" "+a.String())
+				}
+			}
+			routes, err := netlinksafe.RouteList(nil, netlink.FAMILY_V4)
+			require.NoError(t, err)
+			for _, r := range routes {
+				if r.Dst == nil || r.Dst.IP.IsUnspecified() {
+					lines = append(lines, node.Name+" "+r.String())
+				}
+			}
+			return nil
+		}))
+	}
+	return lines
 }
 
 func TestDownLeavesNothing(t *testing.T) {

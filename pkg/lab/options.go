@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -68,7 +67,7 @@ type Options struct {
 	// Configure may change a node's plugin configuration before it is written.
 	Configure func(Node, map[string]any) `json:"-"`
 	Progress  func(string)               `json:"-"` // is told each step
-	Stderr    io.Writer                  `json:"-"` // the plugins' stderr; default os.Stderr
+	Stderr    io.Writer                  `json:"-"` // the plugins' stderr; default: plugins.log in the node's directory
 }
 
 var labName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
@@ -103,9 +102,6 @@ func (o Options) withDefaults() Options {
 	}
 	setDefault(&o.IPAM, IPAMLhstorage)
 	setDefault(&o.Range, netip.MustParsePrefix("10.100.1.0/24"))
-	if o.Stderr == nil {
-		o.Stderr = os.Stderr
-	}
 	for i, dir := range o.BinDirs { // kept in the state file, for processes that run elsewhere
 		if abs, err := filepath.Abs(dir); err == nil {
 			o.BinDirs[i] = abs

@@ -71,6 +71,9 @@ func (n Node) StateDir() string { return filepath.Join(n.Dir, "state") }
 // RunDir see StateDir.
 func (n Node) RunDir() string { return filepath.Join(n.Dir, "run") }
 
+// LogFile holds what the plugins wrote to stderr, unless Options.Stderr is set.
+func (n Node) LogFile() string { return filepath.Join(n.Dir, "plugins.log") }
+
 // confFile is the node's network configuration.
 func (n Node) confFile() string { return filepath.Join(n.ConfDir(), "10-"+networkName+".conflist") }
 

@@ -288,7 +288,11 @@ type nodeExec struct {
 }
 
 func (l *Lab) exec(node Node) invoke.Exec {
-	return &nodeExec{RawExec: invoke.RawExec{Stderr: l.opts.Stderr}, node: node}
+	stderr := l.opts.Stderr
+	if stderr == nil {
+		stderr = logFile(node.LogFile())
+	}
+	return &nodeExec{RawExec: invoke.RawExec{Stderr: stderr}, node: node}
 }
 
 // ExecPlugin starts the plugin from a thread that is in the node's namespace: a
@@ -300,6 +304,19 @@ func (e *nodeExec) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 		return err
 	})
 	return out, err
+}
+
+// logFile is a writer that appends each piece to the file, which need not be
+// closed.
+type logFile string
+
+func (path logFile) Write(p []byte) (int, error) {
+	f, err := os.OpenFile(string(path), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644) //nolint:gosec // for anyone to read
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.Write(p)
+	return n, errors.Join(err, f.Close())
 }
 
 // described adds what libcni leaves out: a CNI error's details, and that the

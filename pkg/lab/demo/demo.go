@@ -141,8 +141,8 @@ func (r *Report) measureMTU(ctx context.Context, l *lab.Lab) error {
 	if err != nil {
 		return err
 	}
-	if refused != nil {
-		r.OneMoreError = refused.Error()
+	if errno, ok := errors.AsType[unix.Errno](refused); ok {
+		r.OneMoreError = errno.Error()
 	}
 	if len(lab.Failed(r.FullMTULegs)) == 0 && errors.Is(refused, unix.EMSGSIZE) {
 		r.MTU = full

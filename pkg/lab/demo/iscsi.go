@@ -110,13 +110,13 @@ func readBlocks(ctx context.Context, l *lab.Lab, node, podName string) (ISCSI, e
 // tryAll runs the initiator's steps and stops at the first that fails.
 func (i *ISCSI) tryAll(ctx context.Context, host probe.In, portal netip.AddrPort, sum [sha256.Size]byte) error {
 	url := fmt.Sprintf("iscsi://%s/%s/%d", portal, targetName, targetLUN)
-	for _, argv := range [][]string{
-		{"iscsi-ls", "--show-luns", fmt.Sprintf("iscsi://%s", portal)},
-		{"iscsi-inq", url},
-		{"iscsi-readcapacity16", url},
+	for _, tool := range []initiator{
+		{"iscsi-ls", []string{"--show-luns", fmt.Sprintf("iscsi://%s", portal)}, fmt.Sprintf("Lun:%d", targetLUN)},
+		{"iscsi-inq", []string{url}, "Product:"},
+		{"iscsi-readcapacity16", []string{url}, "Total size:"},
 	} {
-		says, err := tool(ctx, host, argv)
-		if err := i.step(argv[0], says, err); err != nil {
+		says, err := tool.run(ctx, host)
+		if err := i.step(tool.name, says, err); err != nil {
 			return err
 		}
 	}
@@ -143,29 +143,39 @@ func (i *ISCSI) step(name, says string, err error) error {
 	return err
 }
 
-// tool runs a command in a namespace, bounded, and returns its output's last
-// line.
-func tool(ctx context.Context, in probe.In, argv []string) (string, error) {
+// initiator is a program of libiscsi-bin.
+type initiator struct {
+	name   string
+	args   []string
+	answer string // how the line begins that shows that it worked
+}
+
+// run runs it in a namespace, bounded, and returns the line with the answer.
+func (i initiator) run(ctx context.Context, in probe.In) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	path, err := toolPath(i.name)
+	if err != nil {
+		return "", err
+	}
 	var out []byte
-	err := in(func() (err error) {
-		path, err := toolPath(argv[0])
-		if err != nil {
-			return err
-		}
-		out, err = exec.CommandContext(ctx, path, argv[1:]...).CombinedOutput() //nolint:gosec // fixed programs
+	err = in(func() (err error) {
+		out, err = exec.CommandContext(ctx, path, i.args...).CombinedOutput() //nolint:gosec // fixed programs
 		return err
 	})
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	last := strings.Join(strings.Fields(lines[len(lines)-1]), " ")
+	said := strings.TrimSpace(string(out))
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return last, fmt.Errorf("no answer within %s", stepTimeout)
+		return "", fmt.Errorf("no answer within %s", stepTimeout)
 	case err != nil:
-		return last, fmt.Errorf("%w: %s", err, last)
+		return "", fmt.Errorf("%w: %s", err, said)
 	}
-	return last, nil
+	for line := range strings.SplitSeq(said, "\n") {
+		if strings.HasPrefix(line, i.answer) {
+			return strings.Join(strings.Fields(line), " "), nil
+		}
+	}
+	return "", fmt.Errorf("no line with %q in its answer: %s", i.answer, said)
 }
 
 // target is a tgtd of our own in a pod's namespace.

@@ -21,9 +21,9 @@ type Report struct {
 	MTU          int       `json:"mtu"`         // that every leg carried without fragments; 0: not proven
 	Stream       lab.Usage `json:"stream"`
 	FloodStream  lab.Usage `json:"stream_nolearning"`
-	FullMTULegs  []lab.Leg `json:"mtu_legs"`      // the matrix in packets of the full MTU
-	OneMoreError string    `json:"mtu_plus_one"`  // how a packet of one byte more was refused
-	Seconds      float64   `json:"seconds"`       // that the demo took
+	FullMTULegs  []lab.Leg `json:"mtu_legs"`             // the matrix in packets of the full MTU
+	OneMoreError string    `json:"mtu_plus_one"`         // how a packet of one byte more was refused
+	Seconds      float64   `json:"seconds"`              // that the demo took
 	Unmeasured   string    `json:"unmeasured,omitempty"` // why the demo ended early
 }
 
