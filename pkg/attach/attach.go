@@ -92,6 +92,9 @@ func (p *Plugin) Add(ctx context.Context, plan *netconf.Plan, req Request) (err 
 		return err
 	}
 	defer a.pod.close()
+	if err := a.pod.lock(ctx); err != nil {
+		return err
+	}
 	if err := a.run(ctx); err != nil {
 		if undone := a.takeBackAll(); undone != nil {
 			return cnierr.New(cnierr.CodeOf(err), "%w\nand what was done could not all be undone (DEL will try again): %w", err, undone)
@@ -147,7 +150,8 @@ func (a *add) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return fault.At("add.done")
+	_ = fault.At("add.done") // to be killed at: the result is out, an error would come too late
+	return nil
 }
 
 // leftovers takes back what a killed ADD of the same attachment made, and
@@ -203,6 +207,9 @@ func (a *add) ready(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "lhstorage: %s\n", text)
 	}
 	a.parent = state.Parent
+	if a.parent.Kind == "bridge" {
+		fmt.Fprintf(os.Stderr, "lhstorage: parent %s is a bridge; macvlan on bridges has brought kernels down (kernel bug 217777): use a port's device, or a veth\n", a.parent.Name)
+	}
 	return a.fitsMTU()
 }
 
@@ -262,6 +269,9 @@ func (a *add) allocate(ctx context.Context) error {
 	a.result = &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if a.ipam.none() {
 		return nil
+	}
+	if err := a.ipam.find(); err != nil {
+		return err
 	}
 	a.undo.push("release the address", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
@@ -400,7 +410,7 @@ func (a *add) prepare(context.Context) error {
 	if a.plan.Conflict.Enabled {
 		dad = a.plan.Conflict.Window
 	}
-	if err := a.pod.prepare(a.IfName, a.hasIPv6(), dad); err != nil {
+	if err := a.pod.prepare(a.IfName, a.hasIPv6(), a.plan.HostShim != nil, dad); err != nil {
 		return cnierr.New(cnierr.Kernel, "%w", err)
 	}
 	return nil

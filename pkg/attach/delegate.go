@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -83,6 +84,20 @@ func (d delegate) fail(verb string, err error) error {
 	return cnierr.New(code, "IPAM plugin %s, %s: %w", d.kind, verb, err)
 }
 
+// find fails when the plugin isn't installed, which nothing needs to be undone for.
+func (d delegate) find() error {
+	_, err := d.binary()
+	return err
+}
+
+func (d delegate) binary() (string, error) {
+	path, err := invoke.FindInPath(d.kind, filepath.SplitList(d.path))
+	if err != nil {
+		return "", cnierr.New(cnierr.InvalidConfig, "IPAM plugin %s isn't in CNI_PATH %s: install it there, or correct ipam.type: %w", d.kind, d.path, err)
+	}
+	return path, nil
+}
+
 func (d delegate) add(ctx context.Context) (*types100.Result, error) {
 	result, err := invoke.DelegateAdd(ctx, d.kind, d.conf, newExecutor())
 	if err != nil {
@@ -135,9 +150,9 @@ func (d delegate) canDecline() bool { return d.kind == OwnIPAM }
 // decline gives an address back that another device holds: the IPAM releases it
 // and keeps it from everybody for a while.
 func (d delegate) decline(ctx context.Context, addr netip.Addr, mac string) error {
-	path, err := invoke.FindInPath(d.kind, strings.Split(d.path, string(os.PathListSeparator)))
+	path, err := d.binary()
 	if err != nil {
-		return d.fail("decline", err)
+		return err
 	}
 	_, err = execute(ctx, path, d.conf, append(os.Environ(), "CNI_COMMAND=ADD"), "decline", addr.String(), mac)
 	if err != nil {

@@ -18,7 +18,9 @@ import (
 // does, as far as it could be read.
 func (p *Plugin) Del(ctx context.Context, plan *netconf.Plan, req Request) error {
 	at, found, err := p.records().Load(req.ContainerID, req.IfName)
-	if err != nil {
+	if cnierr.CodeOf(err) == cnierr.Decode { // torn, or of a newer version: DEL must succeed all the same
+		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the network's configuration instead\n", err)
+	} else if err != nil {
 		return err
 	}
 	if !found {
@@ -30,6 +32,9 @@ func (p *Plugin) Del(ctx context.Context, plan *netconf.Plan, req Request) error
 			return err
 		}
 		defer sandbox.close()
+		if err := sandbox.lock(ctx); err != nil {
+			return err
+		}
 	}
 	return p.takeBack(ctx, sandbox, at, req.Path)
 }
@@ -104,6 +109,9 @@ func (p *Plugin) collect(ctx context.Context, at record.Attachment, path string)
 			return fmt.Errorf("attachment %s %s: %w", at.ContainerID, at.IfName, err)
 		}
 		defer sandbox.close()
+		if err := sandbox.lock(ctx); err != nil {
+			return err
+		}
 	}
 	restore := actFor(at)
 	defer restore()

@@ -76,6 +76,28 @@ func isOwnNetns(path string) (bool, error) {
 	return theirs.Ino == own.Ino && theirs.Dev == own.Dev, nil
 }
 
+// lock keeps two calls for the same pod apart, a runtime's retry and the call that
+// it gave up on, say: the second would take the first one's work for leftovers.
+// It is a lock on the namespace itself, so nothing of it stays behind.
+func (p *pod) lock(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	for {
+		err := unix.Flock(int(p.netns.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return cnierr.New(cnierr.IO, "lock the pod's namespace %s: %w", p.netns.Path(), err)
+		}
+		select {
+		case <-wait.Done():
+			return cnierr.New(cnierr.TryAgain, "another call for the pod %s has been running for %s: try again", p.netns.Path(), lockWait)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
 func (p *pod) close() {
 	p.k.Close()
 	_ = p.netns.Close()
@@ -123,14 +145,17 @@ func nameOf(links []kernel.Link, index int) string {
 	return ""
 }
 
-// prepare sets the interface's sysctls before it is up and has an address: moved
-// addresses are announced by the kernel too, no router advertisement gives the
-// pod a route over the storage network, and IPv6 is on only where it is used.
-func (p *pod) prepare(name string, ipv6 bool, dad time.Duration) error {
+// prepare sets the interface's sysctls before it is up and has an address. On a
+// network with a host shim no router advertisement may give the pod a route; on
+// others that is left as the stock plugin has it, for networks that rely on it.
+func (p *pod) prepare(name string, ipv6, storage bool, dad time.Duration) error {
 	conf := func(family, key, value string) kernel.Setting {
 		return kernel.Setting{Path: kernel.ConfPath(family, name, key), Value: value}
 	}
 	settings := []kernel.Setting{conf("ipv4", "arp_notify", "1"), conf("ipv6", "ndisc_notify", "1")}
+	if storage {
+		settings = append(settings, conf("ipv6", "accept_ra", "0"))
+	}
 	if ipv6 {
 		settings = append(settings, kernel.Setting{Path: kernel.ConfPath("ipv6", "lo", "disable_ipv6"), Value: "0"},
 			conf("ipv6", "disable_ipv6", "0"), conf("ipv6", "keep_addr_on_down", "1"))

@@ -315,16 +315,6 @@ func (a Addr) netlink() *netlink.Addr {
 	if a.NoPrefixRoute {
 		addr.Flags |= unix.IFA_F_NOPREFIXROUTE
 	}
-	if p := a.Prefix; p.Addr().Is4() && p.Bits() < 31 {
-		// As iproute2 does with "brd +"; without it broadcasts from this address
-		// would go to 255.255.255.255 alone.
-		host := ^uint32(0) >> p.Bits()
-		b := p.Addr().As4()
-		for i := range 4 {
-			b[i] |= byte(host >> (24 - 8*i)) //nolint:gosec // the low byte is meant
-		}
-		addr.Broadcast = b[:]
-	}
 	return addr
 }
 
