@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
+	"github.com/lhstorage/lhstorage/pkg/ipam"
+	"github.com/lhstorage/lhstorage/pkg/ipam/embedded"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+// call is one call of the plugin.
+type call struct {
+	args   *skel.CmdArgs
+	cfg    ipam.Config
+	faults error // of the configuration; DEL and GC go on all the same
+	alloc  ipam.Allocator
+}
+
+func newCall(args *skel.CmdArgs) (*call, error) {
+	node, err := nodefile.Load()
+	if err != nil {
+		return nil, &cnierr.Error{Code: cnierr.InvalidConfig, Err: err}
+	}
+	in := ipam.Input{NetConf: args.StdinData, Args: args.Args, Cluster: node.Kubeconfig != ""}
+	if in.Flat, in.FlatPath, err = readFlat(ipam.FlatPaths(args.StdinData)); err != nil {
+		return nil, err
+	}
+	c := &call{args: args}
+	c.cfg, c.faults = ipam.Parse(in)
+	if cnierr.CodeOf(c.faults) == cnierr.Decode {
+		return nil, c.faults
+	}
+	store, err := openStore(node, c.cfg.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	c.alloc = ipam.Allocator{
+		Store: store, Pools: c.cfg.Pools, Order: c.cfg.Order,
+		Owner: ipam.Owner{
+			Network: c.cfg.Network, Node: node.NodeName, PodRef: c.cfg.Pod.Ref, PodUID: c.cfg.Pod.UID,
+			ContainerID: args.ContainerID, IfName: args.IfName, MAC: c.cfg.Pod.MAC,
+		},
+	}
+	return c, nil
+}
+
+// readFlat reads the first file that exists; nil when none does.
+func readFlat(paths []string) (data []byte, path string, err error) {
+	for _, path := range paths {
+		data, err := os.ReadFile(path) //nolint:gosec // the path is the operator's own choice
+		switch {
+		case err == nil:
+			return data, path, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, "", cnierr.New(cnierr.IO, "read the flat configuration file (ipam.configuration_path or one of Whereabouts' own places): %w", err)
+		}
+	}
+	return nil, "", nil
+}
+
+// openStore opens the store that the node and the configuration ask for. Claims on this
+// machine's disk say nothing about other nodes: where a cluster is meant they are no way out.
+func openStore(node nodefile.File, kubeconfig string) (ipam.Store, error) {
+	for _, from := range []struct{ key, value string }{
+		{"kubeconfig in the node file " + nodefile.Path(), node.Kubeconfig},
+		{"ipam.kubernetes.kubeconfig", kubeconfig},
+	} {
+		if from.value != "" {
+			return nil, cnierr.New(cnierr.InvalidConfig, "%s is %q, but this build of lhstorage-ipam keeps addresses on the node's disk only and has no Kubernetes store: "+
+				"several nodes would give one address. Use a build that has it, or leave the key out where a single node uses the range", from.key, from.value)
+		}
+	}
+	boot, err := embedded.BootID()
+	if err != nil {
+		return nil, err
+	}
+	return embedded.Open(filepath.Join(node.StateDir, "ipam"), boot)
+}
+
+func add(ctx context.Context, c *call) error {
+	for _, w := range c.cfg.Warnings {
+		fmt.Fprintf(os.Stderr, "lhstorage-ipam: network %q: %s\n", c.cfg.Network, w)
+	}
+	if c.faults != nil {
+		return c.faults
+	}
+	if err := c.notHost(); err != nil {
+		return err
+	}
+	grant, err := c.alloc.Add(ctx)
+	if err != nil {
+		return err
+	}
+	err = fault.At("ipam.add.result")
+	if err == nil {
+		err = types.PrintResult(c.cfg.Result(grant.Addresses), c.version())
+	}
+	if err != nil {
+		return errors.Join(cnierr.New(cnierr.IO, "print the result: %w", err), grant.Undo(ctx))
+	}
+	return nil
+}
+
+// notHost refuses the plugin's own netns before anything is claimed; the library that calls
+// us would do so afterwards.
+func (c *call) notHost() error {
+	if o := os.Getenv("CNI_NETNS_OVERRIDE"); o == "1" || o == "TRUE" || o == "true" {
+		return nil
+	}
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return nil // without /proc nothing can be said
+	}
+	if theirs, err := os.Stat(c.args.Netns); err == nil && os.SameFile(own, theirs) {
+		return cnierr.New(cnierr.HostNetns, "CNI_NETNS %s is the network namespace that the plugin runs in: addresses are for pods", c.args.Netns)
+	}
+	return nil
+}
+
+// version is the one that the result must have; 0.1.0 when the configuration says none.
+func (c *call) version() string {
+	if c.cfg.CNIVersion == "" {
+		return "0.1.0"
+	}
+	return c.cfg.CNIVersion
+}
+
+func del(ctx context.Context, c *call) error { return c.alloc.Del(ctx) }
+
+func check(ctx context.Context, c *call) error {
+	if c.faults != nil {
+		return c.faults
+	}
+	if c.cfg.Previous == nil {
+		return cnierr.New(cnierr.InvalidConfig, "prevResult is missing: CHECK compares it with the claims")
+	}
+	return c.alloc.Check(ctx, c.cfg.Claimed())
+}
+
+func status(ctx context.Context, c *call) error {
+	if c.faults != nil {
+		return c.faults
+	}
+	return c.alloc.Status(ctx)
+}
+
+func gc(ctx context.Context, c *call) error { return c.alloc.Collect(ctx, c.cfg.Valid) }
+
+func (c *call) decline(ctx context.Context, addr netip.Addr, mac string) error {
+	if c.faults != nil {
+		return c.faults
+	}
+	return c.alloc.Decline(ctx, addr, mac)
+}
