@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -28,21 +27,24 @@ type Call struct {
 	Path        string // CNI_PATH
 	Conf        []byte
 	Env         []string // more of the environment
+	Through     string   // a program that starts the binary, its argument; empty: none
 }
 
 // Outcome is what a call printed and what it cost.
 type Outcome struct {
-	Stdout  []byte
-	Stderr  []byte
-	Wall    time.Duration // from before the fork to after the exit
-	CPU     time.Duration // user and system, the IPAM plugin's included
-	PeakRSS int64         // bytes, of the largest of plugin and IPAM plugin
+	Stdout []byte
+	Stderr []byte
+	Wall   time.Duration // from before the fork to after the exit
+	CPU    time.Duration // user and system, the IPAM plugin's included
 }
 
 // Run calls the plugin from the netns host (nil: this process's own). The error
 // of a plugin that refused is a *types.Error, with its stderr in the text around it.
 func Run(ctx context.Context, host ns.NetNS, call Call) (Outcome, error) {
 	cmd := exec.CommandContext(ctx, call.Plugin)
+	if call.Through != "" {
+		cmd = exec.CommandContext(ctx, call.Through, call.Plugin)
+	}
 	cmd.Env = append(os.Environ(),
 		"CNI_COMMAND="+call.Command,
 		"CNI_CONTAINERID="+call.ContainerID,
@@ -64,9 +66,6 @@ func Run(ctx context.Context, host ns.NetNS, call Call) (Outcome, error) {
 	outcome := Outcome{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Wall: time.Since(start)}
 	if state := cmd.ProcessState; state != nil {
 		outcome.CPU = state.UserTime() + state.SystemTime()
-		if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
-			outcome.PeakRSS = usage.Maxrss * 1024
-		}
 	}
 	if err != nil {
 		return outcome, fmt.Errorf("%s %s: %w%s", call.Plugin, call.Command, refusal(stdout.Bytes(), err), quoted(stderr.Bytes()))

@@ -29,6 +29,16 @@ func TestStockPlugin(t *testing.T) {
 	life(t, newMachine(t, "stock.conflist", stock))
 }
 
+func TestWithHostLocal(t *testing.T) {
+	stock, ours := tools.Build(t, "stock"), tools.Ours(t)
+	life(t, newMachine(t, "host-local.conflist", ours, stock))
+}
+
+func TestWithOurIPAM(t *testing.T) {
+	stock, ours := tools.Build(t, "stock"), tools.Ours(t)
+	life(t, newMachine(t, "lhstorage-ipam.conflist", ours, stock))
+}
+
 // life takes one pod through all that cnitool can do, and back to nothing.
 func life(t *testing.T, m *machine) {
 	t.Helper()
@@ -75,7 +85,7 @@ type machine struct {
 func newMachine(t *testing.T, conflist string, dirs ...string) *machine {
 	t.Helper()
 	testnode.RequireRoot(t)
-	node, err := testnode.New(t.TempDir(), 2)
+	node, err := testnode.New(t.TempDir(), t.TempDir(), 2)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, node.Close()) })
 	require.NoError(t, node.AddParent())
@@ -130,7 +140,7 @@ func (m *machine) requireNothingAttached(t *testing.T) {
 		base := filepath.Base(name)
 		require.True(t, base == "lock" || strings.HasPrefix(base, "last_reserved_ip"), "%s is left", name)
 	}
-	records, err := testnode.Files(filepath.Join(m.node.RunDir(), "attachments"))
+	records, err := testnode.Files(filepath.Join(m.node.Run, "attachments"))
 	require.NoError(t, err)
 	require.Empty(t, records, "attachment records")
 }

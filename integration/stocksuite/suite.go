@@ -134,6 +134,7 @@ type Spec struct {
 	Passed  bool
 	Failure string // what the assertion that failed said
 	Line    int    // of the failed assertion, in macvlan_test.go
+	Said    string // the errors that the plugin returned, one a line
 }
 
 // Run runs a compiled suite on the plugin binary. path has the IPAM plugins'
@@ -163,6 +164,7 @@ func parseReport(data []byte) ([]Spec, error) {
 	var suites []struct {
 		SpecReports []struct {
 			LeafNodeType, LeafNodeText, State string
+			CapturedGinkgoWriterOutput        string
 			Failure                           struct {
 				Message  string
 				Location struct{ LineNumber int }
@@ -181,6 +183,7 @@ func parseReport(data []byte) ([]Spec, error) {
 			specs = append(specs, Spec{
 				Name: s.LeafNodeText, Passed: s.State == "passed",
 				Failure: s.Failure.Message, Line: s.Failure.Location.LineNumber,
+				Said: s.CapturedGinkgoWriterOutput,
 			})
 		}
 	}

@@ -22,11 +22,12 @@ const IfName = "lhnet1"
 
 // Storm is a number of pods of one node and the plugin that serves them.
 type Storm struct {
-	Node   *testnode.Node
-	Plugin string // the binary
-	Path   string // CNI_PATH
-	Conf   []byte // of CNI 1.0.0 or later
-	Pods   []ns.NetNS
+	Node    *testnode.Node
+	Plugin  string // the binary
+	Through string // as in cniexec.Call
+	Path    string // CNI_PATH
+	Conf    []byte // of CNI 1.0.0 or later
+	Pods    []ns.NetNS
 }
 
 // New makes a storm of n pods, each a fresh netns of the node.
@@ -143,7 +144,7 @@ func (s *Storm) all(report *Report, call func(pod int) (cniexec.Outcome, error))
 
 func (s *Storm) call(ctx context.Context, command string, pod int) (cniexec.Outcome, error) {
 	return cniexec.Run(ctx, s.Node.Host, cniexec.Call{
-		Plugin: s.Plugin, Command: command, Path: s.Path, Conf: s.Conf, Env: s.Node.Env(),
+		Plugin: s.Plugin, Through: s.Through, Command: command, Path: s.Path, Conf: s.Conf, Env: s.Node.Env(),
 		ContainerID: fmt.Sprintf("storm-%03d", pod), IfName: IfName, Netns: s.Pods[pod].Path(),
 		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=storm;K8S_POD_NAME=pod-%03d;K8S_POD_UID=uid-%03d", pod, pod),
 	})

@@ -29,21 +29,26 @@ const Parent = "eth0"
 // Node is a simulated node.
 type Node struct {
 	Host ns.NetNS
-	Dir  string // of all its files
+	Dir  string // of its files
+	Run  string // its /run/lhstorage
 
 	mu     sync.Mutex
 	spaces []ns.NetNS
 }
 
-// New makes a node with its files in dir, whose node file says index. Close
-// removes its namespaces.
-func New(dir string, index int) (*Node, error) {
-	n := &Node{Dir: dir}
+// New makes a node whose node file says index, with its files in the directories
+// dir and, what a reboot would clear, run. They are made if need be. Close removes
+// the node's namespaces.
+func New(dir, run string, index int) (*Node, error) {
+	n := &Node{Dir: dir, Run: run}
 	content, err := json.Marshal(nodefile.File{
-		NodeName: "node" + fmt.Sprint(index), Index: index, RunDir: n.RunDir(), StateDir: n.StateDir(),
+		NodeName: "node" + fmt.Sprint(index), Index: index, RunDir: n.Run, StateDir: n.StateDir(),
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make the node's directory: %w", err)
 	}
 	if err := os.WriteFile(n.nodeFile(), content, 0o600); err != nil {
 		return nil, fmt.Errorf("write the node file: %w", err)
@@ -54,9 +59,6 @@ func New(dir string, index int) (*Node, error) {
 	}
 	return n, n.Host.Do(func(ns.NetNS) error { return setUp("lo") })
 }
-
-// RunDir is the node's /run/lhstorage.
-func (n *Node) RunDir() string { return filepath.Join(n.Dir, "run") }
 
 // StateDir is the node's /var/lib/lhstorage.
 func (n *Node) StateDir() string { return filepath.Join(n.Dir, "state") }
@@ -103,13 +105,14 @@ func (n *Node) AddParent() error {
 	})
 }
 
-// AddVXLAN gives the node a VXLAN device, up, without peers: what a script would
-// have made for stock macvlan, which makes no parent itself.
-func (n *Node) AddVXLAN(name string, vni int) error {
+// AddVXLAN gives the node a VXLAN device, up, without peers, with the local
+// address vtep: what a script would have made for stock macvlan, which makes no
+// parent itself.
+func (n *Node) AddVXLAN(name string, vni int, vtep net.IP) error {
 	return n.Host.Do(func(ns.NetNS) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
-		vxlan := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: 4789, SrcAddr: net.IPv4(127, 0, 0, 1), Learning: true}
+		vxlan := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: 4789, SrcAddr: vtep, Learning: true}
 		if err := netlink.LinkAdd(vxlan); err != nil {
 			return fmt.Errorf("make the VXLAN parent: %w", err)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/onsi/ginkgo/v2"
 )
 
 // PLUGIN in the environment is the binary under test, and its file name the
@@ -101,7 +102,12 @@ func run(command string, args *skel.CmdArgs) ([]byte, error) {
 	}
 	var said types.Error
 	if json.Unmarshal(out, &said) == nil && said.Msg != "" {
-		return nil, &said
+		err = &said
+	} else {
+		err = errors.Join(err, fmt.Errorf("%s %s printed no CNI error but %q", plugin, command, out))
 	}
-	return nil, errors.Join(err, fmt.Errorf("%s %s printed no CNI error but %q", plugin, command, out))
+	// For the report: of a failed ADD in the oldest versions the suite shows a
+	// panic of its own only.
+	fmt.Fprintf(ginkgo.GinkgoWriter, "%s: %v\n", command, err)
+	return nil, err
 }

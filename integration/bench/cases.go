@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	"github.com/lhstorage/lhstorage/integration/testnode"
+)
+
+// The networks of the cases.
+const (
+	storageRange = "10.100.0.0/22"
+	hostRange    = "10.100.0.0/28"
+	vtepRange    = "10.100.100.0/24"
+	vtep         = "10.100.100.1"
+	vxlanParent  = "vxlan-storage"
+	vni          = 100
+)
+
+// testCase is one way to give a pod its interface or its address.
+type testCase struct {
+	name     string
+	plugin   string // type of the binary that is called
+	main     string // type of the conf; for an IPAM plugin alone the one that would call it
+	ipam     string // type
+	vxlan    bool   // the parent is a VXLAN device; else it is the end of a veth pair
+	probing  bool   // duplicate addresses are looked for
+	baseline string // the case that it is held against; empty: none
+}
+
+// Cases named without a suffix have a device for parent, and no probing, which
+// the stock plugins don't have.
+var cases = []testCase{
+	{name: "macvlan+host-local", plugin: "macvlan", main: "macvlan", ipam: "host-local"},
+	{name: "lhstorage+host-local", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", baseline: "macvlan+host-local"},
+	{name: "lhstorage+embedded", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "macvlan+host-local"},
+	{name: "lhstorage+host-local/probing", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", probing: true, baseline: "macvlan+host-local"},
+	{name: "lhstorage+embedded/probing", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", probing: true, baseline: "macvlan+host-local"},
+	{name: "macvlan+host-local/vxlan", plugin: "macvlan", main: "macvlan", ipam: "host-local", vxlan: true},
+	{name: "lhstorage+host-local/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", vxlan: true, baseline: "macvlan+host-local/vxlan"},
+	{name: "lhstorage+embedded/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", vxlan: true, baseline: "macvlan+host-local/vxlan"},
+	{name: "ipam:host-local", plugin: "host-local", main: "macvlan", ipam: "host-local"},
+	{name: "ipam:embedded", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "ipam:host-local"},
+}
+
+// versionCases are the programs whose start-up is measured, each with the stock
+// one that it is held against.
+var versionCases = []struct{ plugin, baseline string }{
+	{"macvlan", ""}, {"host-local", ""}, {"lhstorage", "macvlan"}, {"lhstorage-ipam", "host-local"},
+}
+
+// parent is the device of the case's children.
+func (c testCase) parent() string {
+	if c.vxlan {
+		return vxlanParent
+	}
+	return testnode.Parent
+}
+
+// conf is the case's network configuration, with host-local's files in dataDir.
+func (c testCase) conf(dataDir string) ([]byte, error) {
+	conf := map[string]any{"cniVersion": "1.1.0", "name": "bench", "type": c.main, "ipam": c.ipamConf(dataDir)}
+	if c.main == "macvlan" {
+		conf["master"] = c.parent()
+		return json.Marshal(conf)
+	}
+	conf["hostShim"] = map[string]any{"name": "lhnet1-host", "range": hostRange}
+	conf["conflictDetection"] = map[string]any{"enabled": c.probing}
+	conf["parent"] = map[string]any{"type": "device", "name": c.parent()}
+	if c.vxlan {
+		conf["parent"] = map[string]any{
+			"type": "vxlan", "name": c.parent(), "vni": vni, "mtu": 1450,
+			"vtep": map[string]any{"cidr": vtepRange}, "peers": []string{vtep, "10.100.100.2", "10.100.100.3"},
+		}
+	}
+	return json.Marshal(conf)
+}
+
+func (c testCase) ipamConf(dataDir string) map[string]any {
+	if c.ipam == "host-local" {
+		return map[string]any{"type": c.ipam, "dataDir": dataDir, "ranges": [][]map[string]any{{{"subnet": storageRange}}}}
+	}
+	return map[string]any{"type": c.ipam, "range": storageRange}
+}
+
+// newNode makes the case's own node, named number, in the directories of all nodes.
+func (c testCase) newNode(dirs directories, number int) (*testnode.Node, error) {
+	name := fmt.Sprintf("node%d", number)
+	node, err := testnode.New(filepath.Join(dirs.state, name), filepath.Join(dirs.run, name), 1)
+	if err != nil {
+		return node, err
+	}
+	if err := node.AddParent(); err != nil || !c.vxlan {
+		return node, err
+	}
+	err = node.AddAddress(testnode.Parent, vtep+"/24")
+	if err == nil && c.main == "macvlan" {
+		err = node.AddVXLAN(vxlanParent, vni, net.ParseIP(vtep))
+	}
+	return node, err
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"debug/buildinfo"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"golang.org/x/sys/unix"
+)
+
+// report is what a run found.
+type report struct {
+	Machine  string             `json:"machine"`
+	Versions map[string]string  `json:"versions"`
+	Sizes    map[string]float64 `json:"sizes_mb"` // of the binaries
+	Results  []result           `json:"results"`
+
+	programs programs
+	failures []error
+}
+
+// result is one line: a case, a verb and a number of calls at once.
+type result struct {
+	Case       string  `json:"case"`
+	N          int     `json:"n"`
+	Op         string  `json:"op"`
+	P50        float64 `json:"p50_ms"` // of one call
+	P99        float64 `json:"p99_ms"`
+	Wall       float64 `json:"wall_s"` // of all N, the median turn
+	CPU        float64 `json:"cpu_ms"` // of one call, the median
+	RSS        float64 `json:"rss_mb"` // of the largest process, the median call
+	Failures   int     `json:"failures"`
+	Duplicates int     `json:"duplicates"`
+	Turns      int     `json:"turns"`
+
+	baseline string
+}
+
+func newReport(p programs) (*report, error) {
+	r := &report{
+		Machine:  machine(),
+		Versions: map[string]string{"go": runtime.Version(), "lhstorage": os.Getenv("VERSION")},
+		Sizes:    map[string]float64{},
+		programs: p,
+	}
+	for _, v := range versionCases {
+		info, err := os.Stat(p.find(v.plugin))
+		if err != nil {
+			return nil, fmt.Errorf("a program that should have been built: %w", err)
+		}
+		r.Sizes[v.plugin] = mega(info.Size())
+	}
+	build, err := buildinfo.ReadFile(p.find("macvlan"))
+	if err != nil {
+		return nil, fmt.Errorf("read the version of the stock plugins: %w", err)
+	}
+	for _, dep := range append(build.Deps, &build.Main) {
+		if name, ok := strings.CutPrefix(dep.Path, "github.com/containernetworking/"); ok {
+			r.Versions[name] = dep.Version
+		}
+	}
+	return r, nil
+}
+
+// machine says what the figures were measured on.
+func machine() string {
+	model := "unknown processor"
+	data, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(data)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	kernel := "unknown"
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	return fmt.Sprintf("%d × %s, Linux %s", runtime.NumCPU(), model, kernel)
+}
+
+func (r *report) add(name, baseline, op string, n int, s sample) {
+	r.Results = append(r.Results, result{
+		Case: name, N: n, Op: op, baseline: baseline,
+		P50: milli(percentile(s.latencies(), 50)), P99: milli(percentile(s.latencies(), 99)),
+		Wall: percentile(s.walls, 50).Seconds(), CPU: milli(percentile(s.cpu(), 50)),
+		Failures: len(s.failures), Duplicates: s.duplicates, Turns: len(s.walls),
+	})
+	if len(s.failures) > 0 || s.duplicates > 0 {
+		err := fmt.Errorf("%s, %d %s at once: %d failed, %d addresses given twice", name, n, op, len(s.failures), s.duplicates)
+		if len(s.failures) > 0 {
+			err = fmt.Errorf("%w; the first failure: %w", err, s.failures[0])
+		}
+		r.failures = append(r.failures, err)
+	}
+}
+
+// setRSS puts the peak memory of one call, in bytes, into the results of a case
+// and verb.
+func (r *report) setRSS(name, op string, bytes int64) {
+	for i := range r.Results {
+		if r.Results[i].Case == name && r.Results[i].Op == op {
+			r.Results[i].RSS = mega(bytes)
+		}
+	}
+}
+
+// verdict is an error when a call failed or an address was given twice. How fast
+// something is makes no verdict: that is for the reader.
+func (r *report) verdict() error { return errors.Join(r.failures...) }
+
+// ratio holds a result against its baseline's: one call's median, or of many at
+// once the time for all.
+func (r *report) ratio(of result) string {
+	for _, base := range r.Results {
+		if base.Case != of.baseline || base.N != of.N || base.Op != of.Op {
+			continue
+		}
+		if of.N > 1 {
+			return fmt.Sprintf("%.2f×", of.Wall/base.Wall)
+		}
+		return fmt.Sprintf("%.2f×", of.P50/base.P50)
+	}
+	return ""
+}
+
+func (r *report) print(w io.Writer) {
+	progress("")
+	t := table.NewWriter()
+	t.SetOutputMirror(w)
+	t.SetTitle("%s", r.Machine)
+	t.Style().Title.Align = text.AlignLeft
+	t.AppendHeader(table.Row{"case", "op", "at once", "p50 ms", "p99 ms", "wall s", "CPU ms", "RSS MB", "failed", "twice", "ratio", "to"})
+	group := ""
+	for _, res := range r.Results {
+		if g := fmt.Sprint(res.N, strings.SplitN(res.Case, ":", 2)[0] == "version"); g != group {
+			t.AppendSeparator()
+			group = g
+		}
+		t.AppendRow(table.Row{
+			res.Case, res.Op, res.N, f1(res.P50), f1(res.P99), fmt.Sprintf("%.2f", res.Wall), f1(res.CPU), f1(res.RSS),
+			res.Failures, res.Duplicates, r.ratio(res), res.baseline,
+		})
+	}
+	t.Render()
+	for _, v := range versionCases {
+		if size, ok := r.Sizes[v.plugin]; ok {
+			fmt.Fprintf(w, "%-15s %5.1f MB\n", v.plugin, size)
+		}
+	}
+}
+
+func (r *report) write(path string) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the figures (BENCH_OUT): %w", err)
+	}
+	return nil
+}
+
+func milli(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func mega(bytes int64) float64 { return float64(bytes) / 1e6 }
+
+func f1(v float64) string { return fmt.Sprintf("%.1f", v) }
