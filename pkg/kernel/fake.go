@@ -15,9 +15,19 @@ import (
 //   - deleting a parent deletes its macvlan children, also those in other namespaces;
 //   - lowering a parent's MTU lowers its children's, raising it doesn't restore them;
 //   - a child's MTU can't exceed its parent's;
-//   - a device that is down has no routes; setting it down removes them;
-//   - an address brings its connected route; the last address of a prefix takes it away;
-//   - a second VXLAN device with the same VNI and port is refused.
+//   - only one passthru child, and none beside it;
+//   - two children of one parent can't be up with one MAC;
+//   - a device that is down has no routes; setting it down removes them, and its
+//     IPv6 addresses unless keep_addr_on_down is set;
+//   - disable_ipv6 takes a device's IPv6 addresses away and keeps new ones off;
+//   - an address brings its connected route, and routes with it as source go with
+//     it; an IPv4 address takes along those added later to the same device and prefix;
+//   - IPv6 addresses are listed newest first;
+//   - a route's source must be an address of the namespace, its next hop on the link;
+//   - a second VXLAN device with the same VNI, port and family is refused, and a
+//     VXLAN can't change its family.
+//
+// The test TestFakeAndKernelAgree holds it against the real one.
 type Fake struct {
 	links   []Link
 	foreign []Link // macvlan children in other namespaces; Lower is their parent here
@@ -71,7 +81,24 @@ func (f *Fake) ForeignMTUs(parent string) []int {
 
 // AddrOn puts an address on a device as if somebody else had.
 func (f *Fake) AddrOn(device, prefix string) {
-	f.addrs = append(f.addrs, Addr{Link: f.must(device).Index, Prefix: netip.MustParsePrefix(prefix)})
+	f.putAddr(Addr{Link: f.must(device).Index, Prefix: netip.MustParsePrefix(prefix)})
+}
+
+// FailDAD marks an IPv6 address as found a duplicate.
+func (f *Fake) FailDAD(addr string) {
+	for i := range f.addrs {
+		if f.addrs[i].Prefix.Addr() == netip.MustParseAddr(addr) {
+			f.addrs[i].Tentative, f.addrs[i].DADFailed = true, true
+		}
+	}
+}
+
+func (f *Fake) putAddr(a Addr) {
+	at := len(f.addrs)
+	if a.Prefix.Addr().Is6() {
+		at = max(0, slices.IndexFunc(f.addrs, func(o Addr) bool { return o.Prefix.Addr().Is6() }))
+	}
+	f.addrs = slices.Insert(f.addrs, at, a)
 }
 
 // FloodOn puts a flood entry there as if somebody else had.
@@ -106,7 +133,7 @@ func (f *Fake) insert(l *Link) {
 		}
 	}
 	if l.MAC == nil {
-		l.MAC = net.HardwareAddr{2, 0, 0, 0, 0, byte(l.Index)} //nolint:gosec // few devices
+		l.MAC = net.HardwareAddr{2, 0, 0, 0, 0, byte(l.Index)}
 	}
 	f.links = append(f.links, *l)
 }
@@ -161,6 +188,9 @@ func (f *Fake) AddLink(l Link) error {
 		return fmt.Errorf("create %s %s: %w", l.Kind, l.Name, err)
 	}
 	if l.InNetns != 0 {
+		if l.MTU == 0 {
+			l.MTU = f.at(l.Lower).MTU
+		}
 		f.foreign = append(f.foreign, l)
 		return nil
 	}
@@ -176,22 +206,24 @@ func (f *Fake) refuse(l Link) error {
 	case slices.ContainsFunc(f.links, func(o Link) bool { return o.Name == l.Name }):
 		return syscall.EEXIST
 	case l.Kind == "vxlan" && slices.ContainsFunc(f.links, func(o Link) bool {
-		return o.Kind == "vxlan" && o.VXLAN.VNI == l.VXLAN.VNI && o.VXLAN.Port == l.VXLAN.Port
+		return o.Kind == "vxlan" && o.VXLAN.VNI == l.VXLAN.VNI && o.VXLAN.Port == l.VXLAN.Port && o.VXLAN.Local.Is6() == l.VXLAN.Local.Is6()
 	}):
 		return syscall.EEXIST
 	case (l.Kind == "macvlan" || l.Kind == "vlan") && lower == nil:
 		return syscall.ENODEV
 	case l.Kind == "macvlan" && l.MTU > lower.MTU:
 		return syscall.EINVAL
-	case l.Kind == "macvlan" && l.Macvlan.Mode == "passthru" && f.hasChildren(l.Lower):
+	case l.Kind == "macvlan" && slices.ContainsFunc(f.children(l.Lower), func(o Link) bool {
+		return o.Macvlan.Mode == "passthru" || l.Macvlan.Mode == "passthru"
+	}):
 		return syscall.EINVAL
 	}
 	return nil
 }
 
-func (f *Fake) hasChildren(index int) bool {
-	isChild := func(l Link) bool { return l.Kind == "macvlan" && l.Lower == index }
-	return slices.ContainsFunc(f.links, isChild) || slices.ContainsFunc(f.foreign, isChild)
+// children are the macvlan children of a device in all namespaces.
+func (f *Fake) children(index int) []Link {
+	return slices.DeleteFunc(slices.Concat(f.links, f.foreign), func(l Link) bool { return l.Kind != "macvlan" || l.Lower != index || l.MTU < 0 })
 }
 
 // SetLink implements Kernel.
@@ -226,15 +258,43 @@ func (f *Fake) SetLink(index int, c Change) error {
 		l.VXLAN.Learning = *c.Learning
 	}
 	if c.Local != nil {
+		if c.Local.Is6() != l.VXLAN.Local.Is6() {
+			return fmt.Errorf("set the source address of %s to %s: %w", l.Name, *c.Local, syscall.EOPNOTSUPP)
+		}
 		l.VXLAN.Local = *c.Local
 	}
+	if c.Up != nil && *c.Up {
+		return f.up(l)
+	}
 	if c.Up != nil {
-		l.Up = *c.Up
-		if !l.Up {
-			f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Link == index })
-		}
+		f.down(l)
 	}
 	return nil
+}
+
+func (f *Fake) up(l *Link) error {
+	sameMAC := func(o Link) bool { return o.Up && o.Index != l.Index && slices.Equal(o.MAC, l.MAC) }
+	if l.Kind == "macvlan" && slices.ContainsFunc(f.children(l.Lower), sameMAC) {
+		return fmt.Errorf("set %s up: %w", l.Name, syscall.EADDRINUSE)
+	}
+	l.Up = true
+	return nil
+}
+
+func (f *Fake) down(l *Link) {
+	l.Up = false
+	f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Link == l.Index })
+	if f.sysctls[ConfPath("ipv6", l.Name, "keep_addr_on_down")] != "1" {
+		f.dropIPv6(l.Index)
+	}
+}
+
+func (f *Fake) dropIPv6(link int) {
+	for _, a := range AddrsOf(f.addrs, link) {
+		if a.Prefix.Addr().Is6() {
+			f.dropAddr(a)
+		}
+	}
 }
 
 func describe(c Change) string {
@@ -292,7 +352,7 @@ func (f *Fake) remove(index int) {
 
 // DelChildless implements Kernel.
 func (f *Fake) DelChildless(index int) error {
-	if f.hasChildren(index) {
+	if len(f.children(index)) > 0 {
 		return fmt.Errorf("delete device #%d: %w", index, ErrHasChildren)
 	}
 	return f.DelLink(index)
@@ -302,7 +362,9 @@ func (f *Fake) DelChildless(index int) error {
 func (f *Fake) Addrs() ([]Addr, error) { return slices.Clone(f.addrs), nil }
 
 func (f *Fake) findAddr(a Addr) int {
-	return slices.IndexFunc(f.addrs, func(o Addr) bool { return o.Link == a.Link && o.Prefix == a.Prefix })
+	return slices.IndexFunc(f.addrs, func(o Addr) bool {
+		return o.Link == a.Link && o.Prefix.Addr() == a.Prefix.Addr() && (a.Prefix.Addr().Is6() || o.Prefix == a.Prefix)
+	})
 }
 
 // AddAddr implements Kernel.
@@ -310,10 +372,15 @@ func (f *Fake) AddAddr(a Addr) error {
 	if err := f.call("add address %s to %s", a.Prefix, f.nameOf(a.Link)); err != nil {
 		return err
 	}
-	if f.findAddr(a) >= 0 {
+	switch l := f.at(a.Link); {
+	case l == nil:
+		return fmt.Errorf("add address %s: %w", a.Prefix, syscall.ENODEV)
+	case a.Prefix.Addr().Is6() && f.sysctls[ConfPath("ipv6", l.Name, "disable_ipv6")] == "1":
+		return fmt.Errorf("add address %s: %w", a.Prefix, syscall.EACCES)
+	case f.findAddr(a) >= 0:
 		return fmt.Errorf("add address %s: %w", a.Prefix, syscall.EEXIST)
 	}
-	f.addrs = append(f.addrs, a)
+	f.putAddr(a)
 	return nil
 }
 
@@ -326,13 +393,49 @@ func (f *Fake) DelAddr(a Addr) error {
 	if i < 0 {
 		return fmt.Errorf("delete address %s: %w", a.Prefix, syscall.EADDRNOTAVAIL)
 	}
-	f.addrs = slices.Delete(f.addrs, i, i+1)
+	var later []Addr
+	for _, o := range f.addrs[i+1:] {
+		if o.Link == a.Link && o.Prefix.Masked() == a.Prefix.Masked() && a.Prefix.Addr().Is4() {
+			later = append(later, o)
+		}
+	}
+	primary := !slices.ContainsFunc(f.addrs[:i], func(o Addr) bool { return o.Link == a.Link && o.Prefix.Masked() == a.Prefix.Masked() })
+	f.dropAddr(f.addrs[i])
+	for _, o := range later {
+		if primary {
+			f.dropAddr(o)
+		}
+	}
 	return nil
+}
+
+func (f *Fake) dropAddr(a Addr) {
+	i := f.findAddr(a)
+	f.addrs = slices.Delete(f.addrs, i, i+1)
+	if !f.local(a.Prefix.Addr()) {
+		f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Src == a.Prefix.Addr() })
+	}
+}
+
+func (f *Fake) local(addr netip.Addr) bool {
+	return slices.ContainsFunc(f.addrs, func(a Addr) bool { return a.Prefix.Addr() == addr })
+}
+
+// connected are the routes that the addresses bring.
+func (f *Fake) connected() []Route {
+	const byKernel = 2 // RTPROT_KERNEL
+	var routes []Route
+	for _, a := range f.addrs {
+		if l := f.at(a.Link); l.Up && l.Name != "lo" && !a.NoPrefixRoute && (a.Prefix.Addr().Is6() || !a.Prefix.IsSingleIP()) {
+			routes = append(routes, Route{Dst: a.Prefix.Masked(), Link: a.Link, Protocol: byKernel})
+		}
+	}
+	return routes
 }
 
 // Routes implements Kernel.
 func (f *Fake) Routes(protocol int) ([]Route, error) {
-	return slices.DeleteFunc(slices.Clone(f.routes), func(r Route) bool { return protocol != 0 && r.Protocol != protocol }), nil
+	return slices.DeleteFunc(slices.Concat(f.routes, f.connected()), func(r Route) bool { return protocol != 0 && r.Protocol != protocol }), nil
 }
 
 // AddRoute implements Kernel.
@@ -343,7 +446,12 @@ func (f *Fake) AddRoute(r Route) error {
 	if l := f.at(r.Link); l == nil || !l.Up {
 		return fmt.Errorf("add route %s: %w", r, syscall.ENETDOWN)
 	}
-	if slices.ContainsFunc(f.routes, func(o Route) bool { return o.Dst == r.Dst }) {
+	switch {
+	case r.Src.IsValid() && !f.local(r.Src):
+		return fmt.Errorf("add route %s: %w", r, syscall.EINVAL)
+	case r.Via.IsValid() && !slices.ContainsFunc(f.connected(), func(o Route) bool { return o.Link == r.Link && o.Dst.Contains(r.Via) }):
+		return fmt.Errorf("add route %s: %w", r, syscall.ENETUNREACH)
+	case slices.ContainsFunc(f.routes, func(o Route) bool { return o.Dst == r.Dst }):
 		return fmt.Errorf("add route %s: %w", r, syscall.EEXIST)
 	}
 	f.routes = append(f.routes, r)
@@ -363,7 +471,7 @@ func (f *Fake) DelRoute(r Route) error {
 	return nil
 }
 
-// RouteTo implements Kernel: the longest matching route, else the longest connected address.
+// RouteTo implements Kernel: lo for an address of the namespace, else the longest match.
 func (f *Fake) RouteTo(dst netip.Addr) (Route, error) {
 	best := Route{}
 	consider := func(r Route) {
@@ -371,11 +479,11 @@ func (f *Fake) RouteTo(dst netip.Addr) (Route, error) {
 			best = r
 		}
 	}
-	for _, r := range f.routes {
+	for _, r := range slices.Concat(f.routes, f.connected()) {
 		consider(r)
 	}
-	for _, a := range f.addrs {
-		consider(Route{Dst: a.Prefix.Masked(), Link: a.Link})
+	if f.local(dst) {
+		best = Route{Dst: netip.PrefixFrom(dst, dst.BitLen()), Link: f.must("lo").Index}
 	}
 	if !best.Dst.IsValid() {
 		return Route{}, fmt.Errorf("find the route to %s: %w", dst, syscall.ENETUNREACH)
@@ -432,6 +540,11 @@ func (f *Fake) SetSysctl(path, value string) error {
 		return err
 	}
 	f.sysctls[path] = value
+	for _, l := range f.links {
+		if path == ConfPath("ipv6", l.Name, "disable_ipv6") && value == "1" {
+			f.dropIPv6(l.Index)
+		}
+	}
 	return nil
 }
 
@@ -452,8 +565,10 @@ func (f *Fake) Dump() string {
 	var lines []string
 	for _, l := range f.links {
 		lines = append(lines, f.dumpLink(l))
-		for _, a := range f.addrs {
-			if a.Link == l.Index && !a.Prefix.Addr().IsLoopback() {
+		addrs := AddrsOf(f.addrs, l.Index)
+		slices.SortFunc(addrs, func(a, b Addr) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+		for _, a := range addrs {
+			if !a.Prefix.Addr().IsLoopback() {
 				lines = append(lines, "  address "+a.Prefix.String())
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -97,7 +96,7 @@ func fromNetlink(l netlink.Link) Link {
 	switch t := l.(type) {
 	case *netlink.Vxlan:
 		local, _ := netip.AddrFromSlice(t.SrcAddr)
-		link.VXLAN = VXLAN{VNI: t.VxlanId, Port: uint16(t.Port), Local: local.Unmap(), Learning: t.Learning} //nolint:gosec // a UDP port
+		link.VXLAN = VXLAN{VNI: t.VxlanId, Port: uint16(t.Port), Local: local.Unmap(), Learning: t.Learning}
 		link.Lower = t.VtepDevIndex
 	case *netlink.Macvlan:
 		link.Macvlan = Macvlan{Mode: modeName(t.Mode), BcQueueLen: t.BCQueueLen}
@@ -207,7 +206,7 @@ func (k *Netlink) SetLink(index int, c Change) error {
 func (k *Netlink) changeVXLAN(index int, c Change) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index) //nolint:gosec // an ifindex
+	msg.Index = int32(index)
 	req.AddData(msg)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
@@ -375,7 +374,7 @@ func (r Route) netlink() *netlink.Route {
 		route.Scope = netlink.SCOPE_LINK
 	}
 	if r.Scope != nil {
-		route.Scope = netlink.Scope(*r.Scope) //nolint:gosec // rtm_scope is a byte; the kernel checks it
+		route.Scope = netlink.Scope(*r.Scope)
 	}
 	return route
 }
@@ -462,10 +461,12 @@ func (k *Netlink) DelFlood(index int, vtep netip.Addr) error {
 	return nil
 }
 
+const procSys = "/proc/sys/"
+
 // Sysctl implements Kernel.
 func (k *Netlink) Sysctl(path string) (value string, err error) {
 	err = k.do(func() error {
-		data, err := os.ReadFile(filepath.Join("/proc/sys", path)) //nolint:gosec // paths are made by ConfPath
+		data, err := os.ReadFile(procSys + path) //nolint:gosec // paths are made by ConfPath
 		value = strings.TrimSpace(string(data))
 		return err
 	})
@@ -475,7 +476,7 @@ func (k *Netlink) Sysctl(path string) (value string, err error) {
 // SetSysctl implements Kernel.
 func (k *Netlink) SetSysctl(path, value string) error {
 	return k.do(func() error {
-		if err := os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0o644); err != nil { //nolint:gosec // a sysctl
+		if err := os.WriteFile(procSys+path, []byte(value), 0o644); err != nil { //nolint:gosec // a sysctl
 			return fmt.Errorf("set sysctl %s to %s: %w", path, value, err)
 		}
 		return nil

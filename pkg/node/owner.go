@@ -40,7 +40,7 @@ func (r *run) loadOwner() (o owner, err error) {
 	if err != nil {
 		return owner{}, cnierr.New(cnierr.IO, "read which network parent %s follows: %w", r.plan.Parent.Name, err)
 	}
-	if json.Unmarshal(data, &o) != nil {
+	if torn := json.Unmarshal(data, &o) != nil; torn {
 		return owner{}, nil
 	}
 	return o, nil

@@ -24,7 +24,7 @@ func loadPlace(path string) (place.Place, error) {
 		return place.Place{}, cnierr.New(cnierr.IO, "read this node's place on the storage network: %w", err)
 	}
 	var p place.Place
-	if json.Unmarshal(data, &p) != nil {
+	if torn := json.Unmarshal(data, &p) != nil; torn {
 		return place.Place{}, nil
 	}
 	return p, nil

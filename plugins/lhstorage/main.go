@@ -4,8 +4,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	cniversion "github.com/containernetworking/cni/pkg/version"
@@ -27,6 +30,9 @@ func init() {
 }
 
 func main() {
+	// Go ends a process that writes to a stdout or stderr whose reader is gone. A
+	// runtime that died must not keep an ADD from being taken back.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add:    func(args *skel.CmdArgs) error { return run(netconf.Add, args) },
 		Del:    func(args *skel.CmdArgs) error { return run("DEL", args) },
@@ -35,8 +41,8 @@ func main() {
 		GC:     func(args *skel.CmdArgs) error { return run(netconf.GC, args) },
 	}, cniversion.All, "CNI plugin lhstorage "+version)
 	if err != nil {
-		if perr := err.Print(); perr != nil {
-			os.Stderr.WriteString("lhstorage: " + err.Error() + "\n")
+		if err.Print() != nil {
+			fmt.Fprintf(os.Stderr, "lhstorage: %v\n", err)
 		}
 		os.Exit(1)
 	}
