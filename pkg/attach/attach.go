@@ -37,6 +37,7 @@ import (
 // start should say so sooner.
 const (
 	addTime  = 30 * time.Second
+	delTime  = 30 * time.Second
 	undoTime = 20 * time.Second
 	lockWait = 10 * time.Second
 	declines = 3 // how many duplicate addresses one ADD gives back
@@ -110,7 +111,10 @@ func (a *add) takeBackAll() error {
 	if err := a.undo.run(); err != nil || !a.begun {
 		return err
 	}
-	return a.records().Delete(a.ContainerID, a.IfName)
+	if err := fault.At("undo.record"); err != nil {
+		return err
+	}
+	return a.records().Forget(a.ContainerID, a.IfName)
 }
 
 // step is a part of ADD, named by its fault point.
@@ -161,12 +165,14 @@ func (a *add) leftovers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if found && old.State == record.StatePending {
-		if err := a.takeBack(ctx, a.pod, old, a.Path); err != nil {
-			return fmt.Errorf("take back what an interrupted ADD of this attachment left: %w", err)
-		}
-	}
 	_, err = a.pod.k.Link(a.IfName)
+	halfGone := old.State == record.StateAttached && kernel.IsNotFound(err)
+	if found && (old.State == record.StatePending || halfGone) {
+		if err := a.takeBack(ctx, a.pod, old, a.Path); err != nil {
+			return fmt.Errorf("take back what an interrupted call for this attachment left: %w", err)
+		}
+		_, err = a.pod.k.Link(a.IfName)
+	}
 	switch {
 	case a.plan.Chained && err == nil, !a.plan.Chained && kernel.IsNotFound(err):
 		return nil
@@ -273,11 +279,11 @@ func (a *add) allocate(ctx context.Context) error {
 	if err := a.ipam.find(); err != nil {
 		return err
 	}
-	a.undo.push("release the address", func() error {
+	a.undo.push(undoStep{"undo.address", "release the address", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 		defer cancel()
 		return a.ipam.del(ctx)
-	})
+	}})
 	return a.ask(ctx)
 }
 
@@ -288,6 +294,9 @@ func (a *add) ask(ctx context.Context) error {
 		return err
 	}
 	a.result.IPs, a.result.Routes, a.result.DNS = got.IPs, got.Routes, got.DNS
+	if !a.plan.DNS.IsEmpty() {
+		a.result.DNS = a.plan.DNS
+	}
 	a.record.Addresses = nil
 	for _, ip := range got.IPs {
 		prefix, ok := prefixOf(ip.Address)
@@ -333,7 +342,7 @@ func (a *add) makeChild(context.Context) error {
 	if a.plan.LinkInContainer {
 		k, inNetns = a.pod.k, 0
 	}
-	a.undo.push("delete the interface", func() error { return deleteChild(a.pod, a.IfName) })
+	a.undo.push(undoStep{"undo.interface", "delete the interface", func() error { return deleteChild(a.pod, a.IfName) }})
 	child := kernel.Link{
 		Name: a.IfName, Kind: "macvlan", Index: choice.Index, Lower: a.parent.Index, MAC: a.plan.MAC, MTU: a.mtu(),
 		Macvlan: kernel.Macvlan{Mode: a.plan.Mode, BcQueueLen: a.plan.BcQueueLen}, InNetns: inNetns,
@@ -455,6 +464,9 @@ func (a *add) addresses(ctx context.Context) error {
 		if err := a.ipam.decline(ctx, taken.addr, taken.mac); err != nil {
 			return err
 		}
+		if err := fault.At("add.declined"); err != nil {
+			return err
+		}
 		if err := a.ask(ctx); err != nil {
 			return err
 		}
@@ -553,6 +565,9 @@ func (a *add) clearAddresses() error {
 // goes by the first gateway of its family that an address came with.
 func (a *add) routes(context.Context) error {
 	for _, r := range a.result.Routes {
+		if err := fault.At("add.route"); err != nil {
+			return err
+		}
 		dst, ok := prefixOf(r.Dst)
 		if !ok {
 			return cnierr.New(cnierr.Decode, "IPAM plugin %s gave a route to %v, which isn't a network", a.ipam.kind, r.Dst)

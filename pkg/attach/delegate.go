@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
@@ -52,7 +54,16 @@ func execute(ctx context.Context, path string, stdin []byte, env []string, args 
 	c := exec.CommandContext(ctx, path, args...) //nolint:gosec // the IPAM plugin that the network names, from CNI_PATH
 	c.Env, c.Stdin, c.Stdout, c.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	c.WaitDelay = time.Second // a process that the plugin started may keep its stdout open
+	began := time.Now()
 	err := c.Run()
+	if errors.Is(err, exec.ErrWaitDelay) { // it ended well; only that other process is still there
+		err = nil
+	}
+	if err != nil && ctx.Err() != nil {
+		return nil, cnierr.New(cnierr.TryAgain, "%s gave no answer within %s, the time for this call, and was killed (%w); it said %q on stderr",
+			path, time.Since(began).Round(time.Millisecond), ctx.Err(), strings.TrimSpace(stderr.String()))
+	}
 	if err == nil {
 		_, _ = stderr.WriteTo(os.Stderr)
 		return stdout.Bytes(), nil

@@ -17,6 +17,13 @@ import (
 // configuration is needed: the record says what was made. Without a record plan
 // does, as far as it could be read.
 func (p *Plugin) Del(ctx context.Context, plan *netconf.Plan, req Request) error {
+	ctx, cancel := context.WithTimeout(ctx, delTime)
+	defer cancel()
+	sandbox, err := sandboxOf(ctx, req.Netns)
+	if err != nil {
+		return err
+	}
+	defer sandbox.close()
 	at, found, err := p.records().Load(req.ContainerID, req.IfName)
 	if cnierr.CodeOf(err) == cnierr.Decode { // torn, or of a newer version: DEL must succeed all the same
 		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the network's configuration instead\n", err)
@@ -26,17 +33,24 @@ func (p *Plugin) Del(ctx context.Context, plan *netconf.Plan, req Request) error
 	if !found {
 		at = fromPlan(plan, req)
 	}
-	var sandbox *pod
-	if !isGone(req.Netns) {
-		if sandbox, err = openPod(req.Netns); err != nil {
-			return err
-		}
-		defer sandbox.close()
-		if err := sandbox.lock(ctx); err != nil {
-			return err
-		}
-	}
 	return p.takeBack(ctx, sandbox, at, req.Path)
+}
+
+// sandboxOf opens a pod and waits until no other call works on it; nil when the
+// pod is gone.
+func sandboxOf(ctx context.Context, netns string) (*pod, error) {
+	if isGone(netns) {
+		return nil, nil
+	}
+	sandbox, err := openPod(netns)
+	if err != nil {
+		return nil, err
+	}
+	if err := sandbox.lock(ctx); err != nil {
+		sandbox.close()
+		return nil, err
+	}
+	return sandbox, nil
 }
 
 // fromPlan is the record that an ADD with this configuration would have written.
@@ -70,7 +84,7 @@ func (p *Plugin) takeBack(ctx context.Context, sandbox *pod, at record.Attachmen
 	if err := fault.At("del.record"); err != nil {
 		return err
 	}
-	return p.records().Delete(at.ContainerID, at.IfName)
+	return p.records().Forget(at.ContainerID, at.IfName)
 }
 
 // GC takes back this network's attachments on this node that the runtime doesn't
@@ -102,17 +116,11 @@ func listed(valid []netconf.Attachment, at record.Attachment) bool {
 }
 
 func (p *Plugin) collect(ctx context.Context, at record.Attachment, path string) error {
-	var sandbox *pod
-	if !isGone(at.Netns) {
-		var err error
-		if sandbox, err = openPod(at.Netns); err != nil {
-			return fmt.Errorf("attachment %s %s: %w", at.ContainerID, at.IfName, err)
-		}
-		defer sandbox.close()
-		if err := sandbox.lock(ctx); err != nil {
-			return err
-		}
+	sandbox, err := sandboxOf(ctx, at.Netns)
+	if err != nil {
+		return fmt.Errorf("attachment %s %s: %w", at.ContainerID, at.IfName, err)
 	}
+	defer sandbox.close()
 	restore := actFor(at)
 	defer restore()
 	if err := p.takeBack(ctx, sandbox, at, path); err != nil {

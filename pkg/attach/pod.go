@@ -98,7 +98,11 @@ func (p *pod) lock(ctx context.Context) error {
 	}
 }
 
+// close closes the pod; of one that is gone (nil) there is nothing to close.
 func (p *pod) close() {
+	if p == nil {
+		return
+	}
 	p.k.Close()
 	_ = p.netns.Close()
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/lhstorage/lhstorage/pkg/fault"
 )
 
 // undo is the explicit stack of what must be taken back if a later step fails. A
@@ -14,19 +16,25 @@ type undo struct {
 }
 
 type undoStep struct {
-	text string
-	do   func() error
+	point string // its fault point
+	text  string
+	do    func() error
 }
 
-func (u *undo) push(text string, do func() error) {
-	u.steps = append(u.steps, undoStep{text, do})
+func (s undoStep) run() error {
+	if err := fault.At(s.point); err != nil {
+		return err
+	}
+	return s.do()
 }
+
+func (u *undo) push(s undoStep) { u.steps = append(u.steps, s) }
 
 // run takes everything back, last first, whatever fails on the way.
 func (u *undo) run() error {
 	var faults []error
 	for _, s := range slices.Backward(u.steps) {
-		if err := s.do(); err != nil {
+		if err := s.run(); err != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", s.text, err))
 		}
 	}

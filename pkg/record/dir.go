@@ -4,13 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
 )
 
 const (
@@ -85,12 +88,12 @@ func (d Dir) replace(path string, text []byte) error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(string(d), tempPrefix+"*") // O_EXCL, 0600
+	temp, err := os.CreateTemp(string(d), tempFor(path)+"*") // O_EXCL, 0600
 	if err != nil {
 		return err
 	}
 	_, err = temp.Write(text)
-	err = errors.Join(err, temp.Close())
+	err = errors.Join(err, temp.Close(), fault.At("record.written"))
 	if err == nil {
 		err = os.Rename(temp.Name(), path)
 	}
@@ -98,6 +101,14 @@ func (d Dir) replace(path string, text []byte) error {
 		return errors.Join(err, os.Remove(temp.Name()))
 	}
 	return nil
+}
+
+// tempFor begins the names of the temp files for path; hashed, as a file name can't
+// hold a longest name and more.
+func tempFor(path string) string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(filepath.Base(path)))
+	return fmt.Sprintf("%s%016x-", tempPrefix, h.Sum64())
 }
 
 // Load reads the record of one attachment; false without an error: there is
@@ -110,16 +121,44 @@ func (d Dir) Load(containerID, ifName string) (Attachment, bool, error) {
 	return d.read(path)
 }
 
-// Delete removes the record of one attachment; a missing one is no error.
+// Delete removes the record of one attachment. A missing one is no error, on a
+// read-only file system neither.
 func (d Dir) Delete(containerID, ifName string) error {
 	path, err := d.Path(containerID, ifName)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(path); err != nil && exists(path) {
 		return cnierr.New(cnierr.IO, "delete the attachment record: %w", err)
 	}
 	return nil
+}
+
+// Forget is Delete for a caller that keeps other writers of this record away: it
+// also removes at once what a killed one left.
+func (d Dir) Forget(containerID, ifName string) error {
+	path, err := d.Path(containerID, ifName)
+	if err != nil {
+		return err
+	}
+	entries, _ := os.ReadDir(string(d)) // what matters of a failure shows in Delete
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempFor(path)) {
+			_ = os.Remove(filepath.Join(string(d), e.Name()))
+		}
+	}
+	return d.Delete(containerID, ifName)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !isMissing(err)
+}
+
+// isMissing says that a file isn't there. Below something that is no directory
+// there can't be one.
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
 
 // List reads all records, in the order of their file names. Unreadable ones
@@ -167,7 +206,7 @@ func sweep(path string, entry fs.DirEntry) error {
 
 func (d Dir) read(path string) (Attachment, bool, error) {
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return Attachment{}, false, nil
 	}
 	if err != nil {
