@@ -118,11 +118,9 @@ func (c *call) notHost() error {
 	if o := os.Getenv("CNI_NETNS_OVERRIDE"); o == "1" || o == "TRUE" || o == "true" {
 		return nil
 	}
-	own, err := os.Stat("/proc/self/ns/net")
-	if err != nil {
-		return nil // without /proc nothing can be said
-	}
-	if theirs, err := os.Stat(c.args.Netns); err == nil && os.SameFile(own, theirs) {
+	own, ownErr := os.Stat("/proc/self/ns/net")
+	theirs, err := os.Stat(c.args.Netns) // need not exist: addresses can be had without it
+	if ownErr == nil && err == nil && os.SameFile(own, theirs) {
 		return cnierr.New(cnierr.HostNetns, "CNI_NETNS %s is the network namespace that the plugin runs in: addresses are for pods", c.args.Netns)
 	}
 	return nil

@@ -128,13 +128,13 @@ func TestParseFaults(t *testing.T) {
 			require.Error(t, err)
 			assert.Equal(t, cnierr.InvalidConfig, cnierr.CodeOf(err), err)
 			for _, w := range c.want {
-				assert.ErrorContains(t, err, w)
+				require.ErrorContains(t, err, w)
 			}
 			assert.Equal(t, len(c.want), strings.Count(err.Error(), "\n"), "one line for each fault and a headline: %v", err)
 		})
 	}
 	_, err := Parse(Input{NetConf: []byte(`{"cniVersion": "1.1.0", "name": "net"}`)})
-	assert.ErrorContains(t, err, "ipam: is missing")
+	require.ErrorContains(t, err, "ipam: is missing")
 	_, err = Parse(Input{NetConf: []byte(`[`)})
 	assert.Equal(t, cnierr.Decode, cnierr.CodeOf(err))
 }
@@ -169,9 +169,9 @@ func TestParseFlatFile(t *testing.T) {
 	assert.Equal(t, "10.9.0.0-24 10.9.0.1-10.9.0.254 /24 -10.9.0.1/32", show(cfg.Pools[0]))
 
 	_, err = Parse(Input{NetConf: netConf(`{"range": "10.0.0.0/24"}`), Flat: []byte(`[]`), FlatPath: "/flat.conf"})
-	assert.ErrorContains(t, err, "/flat.conf []: isn't a JSON object")
+	require.ErrorContains(t, err, "/flat.conf []: isn't a JSON object")
 	_, err = Parse(Input{NetConf: netConf(`{}`), Flat: []byte(`{}`), FlatPath: "/flat.conf"})
-	assert.ErrorContains(t, err, "/flat.conf doesn't say it either")
+	require.ErrorContains(t, err, "/flat.conf doesn't say it either")
 
 	assert.Equal(t, flatPaths, FlatPaths(netConf(`{}`)))
 	assert.Equal(t, flatPaths, FlatPaths([]byte(`[`)))
@@ -197,7 +197,7 @@ func TestArgs(t *testing.T) {
 		"K8S_POD_NAME": `CNI_ARGS "K8S_POD_NAME": must be KEY=VALUE`,
 	} {
 		_, err := Parse(Input{NetConf: conf, Args: args})
-		assert.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, want)
 		assert.Equal(t, cnierr.InvalidEnvironment, cnierr.CodeOf(err))
 	}
 	cfg, err = Parse(Input{NetConf: conf, Args: "K8S_POD_NAME=pod"})
@@ -209,7 +209,7 @@ func TestArgs(t *testing.T) {
 func TestOldResultsHoldOneAddressPerFamily(t *testing.T) {
 	conf := `{"cniVersion": %q, "name": "net", "ipam": {"ipRanges": [{"range": "10.0.0.0/24"}, {"range": %q}]}}`
 	_, err := Parse(Input{NetConf: fmt.Appendf(nil, conf, "0.2.0", "10.1.0.0/24")})
-	assert.ErrorContains(t, err, "CNI version 0.2.0 does not support more than 1 address per family")
+	require.ErrorContains(t, err, "CNI version 0.2.0 does not support more than 1 address per family")
 	for version, second := range map[string]string{"0.2.0": "fd00::/64", "0.3.0": "10.1.0.0/24"} {
 		_, err = Parse(Input{NetConf: fmt.Appendf(nil, conf, version, second)})
 		assert.NoError(t, err)

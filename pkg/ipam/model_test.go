@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -72,9 +73,10 @@ func TestAllocatorAgainstTheModel(t *testing.T) {
 		`{"range": "10.0.0.0/29", "enable_overlapping_ranges": false}`,
 		`{"range": "fd00::/125"}`,
 	}
+	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
-		require.NoError(rt, err)
+		dir := filepath.Join(t.TempDir(), fmt.Sprint(run))
+		run++
 		store, m := open(rt, dir), &model{}
 		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
 			// Without a pod the container is who counts; with one, a few containers follow each other.

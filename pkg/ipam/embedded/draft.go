@@ -57,7 +57,7 @@ func draftOf(c ipam.Claim) draft {
 
 // fileName is a name of a draft that no other draft has.
 func (d draft) fileName() string {
-	return fmt.Sprintf("%s.%s.%s.%016x", d.pod, d.sandbox, d.name, rand.Uint64()) //nolint:gosec // unique, not secret
+	return fmt.Sprintf("%s.%s.%s.%016x", d.pod, d.sandbox, d.name, rand.Uint64())
 }
 
 // parseDraft reads a file name; false for a file that isn't a draft.
@@ -87,7 +87,7 @@ func (s *Store) writeDraft(c ipam.Claim) (path string, err error) {
 		return "", ioError("write a claim", err)
 	}
 	path = s.draftPath(out.Draft)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // a name of the store
 	if err != nil {
 		return "", ioError("write a claim", err)
 	}

@@ -65,7 +65,10 @@ func Open(dir, bootID string) (*Store, error) {
 			return nil, ioError("make the store of claims", err)
 		}
 	}
-	return s, s.dropOtherBoots()
+	if err := s.dropOtherBoots(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 const bootPrefix = "boot-"
@@ -320,13 +323,29 @@ func (s *Store) removeIf(ctx context.Context, name string, doomed func(ipam.Clai
 // read reads a claim; one that isn't there is an fs.ErrNotExist.
 func (s *Store) read(name string) (file, error) {
 	path := s.claimPath(name)
-	var claim file
 	data, err := os.ReadFile(path) //nolint:gosec // names come from addresses or from the directory
 	if err != nil {
-		return claim, ioError("read a claim", err)
+		return file{}, ioError("read a claim", err)
 	}
-	if err := json.Unmarshal(data, &claim); err != nil || claim.Name != name || !claim.Address.IsValid() {
-		return claim, cnierr.New(cnierr.IO, "claim %s can't be read (%v): something else wrote it; remove the file if no pod of this node has the address", path, err)
+	claim, err := decode(name, data)
+	if err != nil {
+		return file{}, cnierr.New(cnierr.IO, "claim %s can't be read: %w; something else wrote it: remove the file if no pod of this node has the address", path, err)
+	}
+	return claim, nil
+}
+
+// decode reads the content of a claim's file. Its draft's name is a path to be removed one
+// day, so it is looked at closely.
+func decode(name string, data []byte) (file, error) {
+	var claim file
+	if err := json.Unmarshal(data, &claim); err != nil {
+		return file{}, err
+	}
+	if _, ok := parseDraft(claim.Draft); !ok || filepath.Base(claim.Draft) != claim.Draft {
+		return file{}, fmt.Errorf("draft %q isn't the name of a draft", claim.Draft)
+	}
+	if claim.Name != name || !claim.Address.IsValid() {
+		return file{}, fmt.Errorf("it is of name %q and address %s", claim.Name, claim.Address)
 	}
 	return claim, nil
 }

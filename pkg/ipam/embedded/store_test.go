@@ -2,7 +2,6 @@ package embedded
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -67,7 +66,7 @@ func TestCreateIsTheLock(t *testing.T) {
 	var taken *ipam.TakenError
 	require.ErrorAs(t, err, &taken)
 	assert.Equal(t, first, taken.Holder.Owner)
-	assert.EqualError(t, err, "10.0.0.1 is held by interface net1 of pod ns/pod (container c1) on node n1")
+	require.EqualError(t, err, "10.0.0.1 is held by interface net1 of pod ns/pod (container c1) on node n1")
 	assert.Equal(t, "one", taken.Holder.BootID)
 	assert.WithinDuration(t, time.Now(), taken.Holder.Created, time.Minute)
 
@@ -117,7 +116,7 @@ func TestReown(t *testing.T) {
 	require.NoError(t, s.Create(t.Context(), pool, claim("10.0.0.1", first)))
 	read := snapshot(t, s, second).Own[0]
 	require.NoError(t, s.Reown(t.Context(), pool, read, second))
-	assert.ErrorIs(t, s.Reown(t.Context(), pool, read, other), ipam.ErrChanged)
+	require.ErrorIs(t, s.Reown(t.Context(), pool, read, other), ipam.ErrChanged)
 	require.NoError(t, s.ReleaseAll(t.Context(), first))
 	require.NoError(t, s.Release(t.Context(), read))
 	assert.Equal(t, second, snapshot(t, s, second).Own[0].Owner)
@@ -126,7 +125,7 @@ func TestReown(t *testing.T) {
 	assert.Equal(t, [2]int{1, 1}, [2]int{claims, drafts})
 
 	require.NoError(t, s.ReleaseAll(t.Context(), second))
-	assert.ErrorIs(t, s.Reown(t.Context(), pool, read, second), ipam.ErrChanged)
+	require.ErrorIs(t, s.Reown(t.Context(), pool, read, second), ipam.ErrChanged)
 	claims, drafts = s.files(t)
 	assert.Zero(t, claims+drafts)
 }
@@ -151,7 +150,7 @@ func TestReownRace(t *testing.T) {
 		if err == nil {
 			won++
 		} else {
-			assert.ErrorIs(t, err, ipam.ErrChanged)
+			require.ErrorIs(t, err, ipam.ErrChanged)
 		}
 	}
 	assert.Equal(t, 1, won)
@@ -165,7 +164,7 @@ func TestReleaseIsOnlyOfOnesOwn(t *testing.T) {
 	for _, foreign := range []ipam.Owner{second, other, sibling} {
 		require.NoError(t, s.Release(t.Context(), claim("10.0.0.1", foreign)))
 		require.NoError(t, s.ReleaseAll(t.Context(), foreign))
-		assert.ErrorIs(t, s.Decline(t.Context(), claim("10.0.0.1", foreign), ipam.Declined{}), ipam.ErrChanged)
+		require.ErrorIs(t, s.Decline(t.Context(), claim("10.0.0.1", foreign), ipam.Declined{}), ipam.ErrChanged)
 	}
 	assert.Len(t, snapshot(t, s, first).Own, 1)
 	require.NoError(t, s.Release(t.Context(), claim("10.0.0.1", first)))
@@ -182,7 +181,7 @@ func TestQuarantine(t *testing.T) {
 	why := ipam.Declined{MAC: "02:00:00:00:00:09", Until: now.Add(ipam.Quarantine)}
 	require.NoError(t, s.Decline(t.Context(), c, why))
 	require.NoError(t, s.Decline(t.Context(), c, why), "again")
-	assert.ErrorContains(t, s.Create(t.Context(), pool, claim("10.0.0.1", other)), "because 02:00:00:00:00:09 answered for it")
+	require.ErrorContains(t, s.Create(t.Context(), pool, claim("10.0.0.1", other)), "because 02:00:00:00:00:09 answered for it")
 	require.NoError(t, s.ReleaseAll(t.Context(), first))
 	require.NoError(t, s.Release(t.Context(), c))
 	_, err := s.Collect(t.Context(), "net", "n1", nil)
@@ -229,7 +228,7 @@ func TestDelRemovesAnUnfinishedClaim(t *testing.T) {
 	require.NoError(t, s.ReleaseAll(t.Context(), first))
 	err = s.link(draft, "10.0.0.1")
 	assert.Equal(t, cnierr.TryAgain, cnierr.CodeOf(err))
-	assert.ErrorContains(t, err, "a DEL for the same container and interface came while 10.0.0.1 was being claimed")
+	require.ErrorContains(t, err, "a DEL for the same container and interface came while 10.0.0.1 was being claimed")
 	claims, drafts := s.files(t)
 	assert.Zero(t, claims+drafts)
 }
@@ -254,11 +253,24 @@ func TestUnreadableClaim(t *testing.T) {
 	assert.Len(t, snapshot(t, s, first).Taken, 1, "it is never given out")
 	err := s.Create(t.Context(), pool, claim("10.0.0.1", first))
 	assert.Equal(t, cnierr.IO, cnierr.CodeOf(err))
-	assert.ErrorContains(t, err, "remove the file if no pod of this node has the address")
+	require.ErrorContains(t, err, "remove the file if no pod of this node has the address")
 	require.NoError(t, s.Create(t.Context(), pool, claim("10.0.0.2", first)))
 	gone, err := s.Collect(t.Context(), "net", "n1", nil)
-	assert.ErrorContains(t, err, "10.0.0.1 can't be read")
+	require.ErrorContains(t, err, "10.0.0.1 can't be read")
 	assert.Len(t, gone, 1, "and it goes on past the error")
+}
+
+func TestForgedClaims(t *testing.T) {
+	for content, want := range map[string]string{
+		`{"name": "10.0.0.1", "address": "10.0.0.1", "draft": "a.b.../../lock.c"}`: "isn't the name of a draft",
+		`{"name": "10.0.0.1", "address": "10.0.0.1"}`:                              "isn't the name of a draft",
+		`{"name": "10.0.0.2", "address": "10.0.0.1", "draft": "a.b.c.d"}`:          `it is of name "10.0.0.2"`,
+		`{"name": "10.0.0.1", "draft": "a.b.c.d"}`:                                 "address invalid IP",
+		``: "unexpected end of JSON input",
+	} {
+		_, err := decode("10.0.0.1", []byte(content))
+		assert.ErrorContains(t, err, want)
+	}
 }
 
 func TestLockIsWaitedForNoLongerThanAllowed(t *testing.T) {
@@ -270,8 +282,8 @@ func TestLockIsWaitedForNoLongerThanAllowed(t *testing.T) {
 	defer cancel()
 	err := s.ReleaseAll(ctx, first)
 	assert.Equal(t, cnierr.TryAgain, cnierr.CodeOf(err))
-	assert.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.ErrorContains(t, err, holder.Path())
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, holder.Path())
 	require.NoError(t, s.Create(t.Context(), pool, claim("10.0.0.2", other)), "a claim needs no lock")
 	require.NoError(t, holder.Close())
 	require.NoError(t, s.ReleaseAll(t.Context(), first), "the one who came too late has given the lock back")
@@ -282,7 +294,7 @@ func TestStoreThatCantBeWritten(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	_, err := Open(filepath.Join(file, "ipam"), "one")
 	assert.Equal(t, cnierr.IO, cnierr.CodeOf(err))
-	assert.ErrorContains(t, err, file)
+	require.ErrorContains(t, err, file)
 
 	s := open(t)
 	require.NoError(t, os.RemoveAll(s.drafts()))
@@ -290,7 +302,7 @@ func TestStoreThatCantBeWritten(t *testing.T) {
 	assert.Equal(t, cnierr.IO, cnierr.CodeOf(err))
 	err = s.Create(t.Context(), pool, claim("10.0.0.1", first))
 	assert.Equal(t, cnierr.IO, cnierr.CodeOf(err))
-	assert.False(t, errors.As(err, new(*ipam.TakenError)))
+	assert.NotErrorAs(t, err, new(*ipam.TakenError))
 }
 
 func TestBootID(t *testing.T) {
