@@ -172,8 +172,15 @@ func (f *labFlags) exec() *cobra.Command {
 				return broken(err)
 			}
 			node, pod, _ := strings.Cut(args[0], "/")
+			argv := args[1:]
+			if argv[0] == "--" {
+				argv = argv[1:]
+			}
+			if len(argv) == 0 {
+				return errors.New("no command was given")
+			}
 			// An interrupt is the command's to handle: the terminal sends it there too.
-			return broken(l.Exec(context.WithoutCancel(cmd.Context()), node, pod, args[1:]))
+			return broken(l.Exec(context.WithoutCancel(cmd.Context()), node, pod, argv))
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // the command's flags are its own

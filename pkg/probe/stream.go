@@ -97,6 +97,9 @@ func dial(ctx context.Context, in In, address string) (net.Conn, error) {
 		conn, err = dialer.DialContext(ctx, "tcp", address)
 		return err
 	})
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	return conn, err
 }
 

@@ -46,12 +46,12 @@ func (r *Report) judge() {
 	}
 	for _, leg := range r.LegsOf(lab.PluginLhstorage) {
 		if !leg.OK() {
-			r.fault("lhstorage: %s from %s to %s loses %.0f %%", leg.Leg, leg.From, leg.To, leg.Loss)
+			r.fault("lhstorage: %s from %s to %s loses %.3g %%", leg.Leg, leg.From, leg.To, leg.Loss)
 		}
 	}
 	for _, leg := range r.LegsOf(lab.PluginMacvlan) {
 		if lost := !leg.OK(); lost != (leg.Leg == lab.LegHostLocal) {
-			r.fault("stock macvlan: %s from %s to %s loses %.0f %%, which isn't what stock macvlan does: is the lab sound?", leg.Leg, leg.From, leg.To, leg.Loss)
+			r.fault("stock macvlan: %s from %s to %s loses %.3g %%, which isn't what stock macvlan does: is the lab sound?", leg.Leg, leg.From, leg.To, leg.Loss)
 		}
 	}
 	if !r.ISCSI.OK {

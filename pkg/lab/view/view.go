@@ -87,7 +87,7 @@ func (v View) Matrix(legs []lab.Leg) {
 		if leg.RTT != nil {
 			rtt = fmt.Sprintf("%.3f ms", *leg.RTT)
 		}
-		t.AppendRow(table.Row{leg.Leg, leg.From, leg.To, leg.Address, leg.Packets, fmt.Sprintf("%.0f %%", leg.Loss), rtt, v.verdict(leg.OK())})
+		t.AppendRow(table.Row{leg.Leg, leg.From, leg.To, leg.Address, leg.Packets, fmt.Sprintf("%.3g %%", leg.Loss), rtt, v.verdict(leg.OK())})
 	}
 	v.render(t)
 	failed := len(lab.Failed(legs))
