@@ -5,6 +5,7 @@ package cnitool
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,12 +32,31 @@ func TestStockPlugin(t *testing.T) {
 
 func TestWithHostLocal(t *testing.T) {
 	stock, ours := tools.Build(t, "stock"), tools.Ours(t)
-	life(t, newMachine(t, "host-local.conflist", ours, stock))
+	m := newMachine(t, "host-local.conflist", ours, stock)
+	m.reachable = true
+	life(t, m)
 }
 
 func TestWithOurIPAM(t *testing.T) {
 	stock, ours := tools.Build(t, "stock"), tools.Ours(t)
-	life(t, newMachine(t, "lhstorage-ipam.conflist", ours, stock))
+	m := newMachine(t, "lhstorage-ipam.conflist", ours, stock)
+	m.reachable = true
+	life(t, m)
+}
+
+// What the README tells people to paste is what is tested here.
+func TestReadmeShowsWhatIsTested(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	require.NoError(t, err)
+	_, rest, found := strings.Cut(string(readme), "10-storage.conflist <<'EOF'\n")
+	require.True(t, found, "the README writes no 10-storage.conflist")
+	shown, _, _ := strings.Cut(rest, "\nEOF\n")
+	tested, err := os.ReadFile(filepath.Join("testdata", "lhstorage-ipam.conflist"))
+	require.NoError(t, err)
+	require.JSONEq(t, string(tested), shown)
+	for _, verb := range []string{"status", "add", "check", "del", "gc"} {
+		require.Regexp(t, `(?m)^bin/cnitool `+verb+` +storage /run/netns/pod1`, string(readme))
+	}
 }
 
 // life takes one pod through all that cnitool can do, and back to nothing.
@@ -51,6 +71,7 @@ func life(t *testing.T, m *machine) {
 	require.NoError(t, err)
 	require.Equal(t, addresses, kernel)
 	m.must(t, "check", "storage", m.pod.Path())
+	require.Equal(t, m.reachable, m.hostReaches(t, addresses[0]), "the host reaches its pod")
 
 	// What CHECK finds right must be able to be wrong.
 	require.NoError(t, m.pod.Do(func(ns.NetNS) error {
@@ -80,6 +101,8 @@ type machine struct {
 	dirs   []string // of cnitool and the plugins
 	varLib string   // in place of /var/lib, for cnitool's cache and host-local
 	conf   string   // the directory of network configurations
+
+	reachable bool // the host must reach the pod; with the stock plugin it can't
 }
 
 func newMachine(t *testing.T, conflist string, dirs ...string) *machine {
@@ -125,6 +148,13 @@ func (m *machine) must(t *testing.T, args ...string) []byte {
 	out, err := m.run(args...)
 	require.NoError(t, err)
 	return out
+}
+
+func (m *machine) hostReaches(t *testing.T, address netip.Addr) bool {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "ping", "-c", "3", "-i", "0.2", "-W", "1", address.String())
+	require.NoError(t, m.node.Host.Do(func(ns.NetNS) error { return cmd.Start() }))
+	return cmd.Wait() == nil
 }
 
 // requireNothingAttached looks at the pod, at host-local's claims, at cnitool's

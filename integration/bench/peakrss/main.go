@@ -32,6 +32,6 @@ func main() {
 }
 
 func fail(err error) {
-	os.Stderr.WriteString("peakrss: " + err.Error() + "\n")
+	_, _ = os.Stderr.WriteString("peakrss: " + err.Error() + "\n")
 	os.Exit(125)
 }
