@@ -174,7 +174,10 @@ func TestRebootAfterAdoption(t *testing.T) {
 	n1.scripted(t, "10.100.0.1", scriptVTEP, otherVTEP, fmt.Sprintf(onParent, scriptHost))
 	n1.add(t, n1.pod(t, "before"), n1.scriptedConf("10.100.1.150"))
 	load := func() (p place.Place) {
-		data, err := os.ReadFile(filepath.Join(n1.file.StateDir, "place", "vxlan-storage.json"))
+		files, err := filepath.Glob(filepath.Join(n1.file.StateDir, "place", "*vxlan-storage.json"))
+		require.NoError(t, err)
+		require.Len(t, files, 1)
+		data, err := os.ReadFile(files[0])
 		require.NoError(t, err)
 		require.NoError(t, json.Unmarshal(data, &p))
 		return p

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -21,11 +22,23 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
-// binaries is a CNI_PATH with the stock plugins and ours.
+// binaries is a CNI_PATH with the stock plugins and ours, built once with each set
+// of tags.
 func binaries(t testing.TB, tags ...string) string {
 	t.Helper()
-	return tools.Ours(t, tags...) + ":" + tools.Build(t, "stock")
+	built.Lock()
+	defer built.Unlock()
+	key := strings.Join(tags, ",")
+	if built.path[key] == "" {
+		built.path[key] = tools.Ours(t, tags...) + ":" + tools.Build(t, "stock")
+	}
+	return built.path[key]
 }
+
+var built = struct {
+	sync.Mutex
+	path map[string]string
+}{path: map[string]string{}}
 
 // conf is a NetConf.
 type conf map[string]any

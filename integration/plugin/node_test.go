@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
@@ -34,7 +35,9 @@ func newSpace(t *testing.T) space {
 	s := space{netns}
 	t.Cleanup(func() {
 		assert.NoError(t, netns.Close())
-		assert.NoError(t, testutils.UnmountNS(netns))
+		// Detached: a mount namespace that another program has just made holds a copy.
+		assert.NoError(t, unix.Unmount(netns.Path(), unix.MNT_DETACH))
+		assert.NoError(t, os.Remove(netns.Path()))
 	})
 	s.sh(t, "ip link set lo up")
 	return s
@@ -45,15 +48,16 @@ func (s space) name() string { return filepath.Base(s.netns.Path()) }
 
 func (s space) try(format string, args ...any) (string, error) {
 	script := fmt.Sprintf(format, args...)
-	var out []byte
-	err := s.netns.Do(func(ns.NetNS) (err error) {
-		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
-		return err
+	var stdout, stderr strings.Builder
+	err := s.netns.Do(func(ns.NetNS) error {
+		cmd := exec.Command("sh", "-ec", script)
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		return cmd.Run()
 	})
 	if err != nil {
-		return string(out), fmt.Errorf("%s: %w: %s", script, err, out)
+		return stdout.String(), fmt.Errorf("%s: %w: %s", script, err, stderr.String())
 	}
-	return strings.TrimSpace(string(out)), nil
+	return strings.TrimSpace(stdout.String()), nil
 }
 
 // sh runs a shell script in the namespace and returns its output.
