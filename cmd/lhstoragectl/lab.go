@@ -76,12 +76,20 @@ func upWithPods(ctx context.Context, l *lab.Lab, pods int) error {
 	if err := l.Up(ctx); err != nil {
 		return err
 	}
+	err := addPods(ctx, l, pods)
+	if err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, l.Down(clean))
+	}
+	return err
+}
+
+func addPods(ctx context.Context, l *lab.Lab, pods int) error {
 	for _, node := range l.Nodes() {
 		for i := range pods {
 			if _, err := l.AddPod(ctx, node.Name, fmt.Sprintf("pod%d", i+1), lab.PodOptions{}); err != nil {
-				clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-				defer cancel()
-				return errors.Join(err, l.Down(clean))
+				return err
 			}
 		}
 	}

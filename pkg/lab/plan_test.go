@@ -49,7 +49,7 @@ func TestPlanHasNoCollisions(t *testing.T) {
 					take(o.gateway().Addr(), "gateway")
 				}
 				for i, w := range windows {
-					require.True(t, w.First.Compare(w.Last) <= 0)
+					require.False(t, w.Last.Less(w.First))
 					require.True(t, o.Range.Contains(w.First) && o.Range.Contains(w.Last))
 					require.False(t, o.hostRange().Contains(w.First))
 					require.True(t, i == 0 || windows[i-1].Last.Less(w.First), "windows overlap")

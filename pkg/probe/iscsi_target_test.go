@@ -34,8 +34,8 @@ func startTarget(t *testing.T, disk []byte) probe.ISCSITarget {
 				return
 			}
 			group.Go(func() {
-				defer conn.Close()
 				(&fakeTarget{conn: conn, disk: disk}).serve()
+				_ = conn.Close()
 			})
 		}
 	})

@@ -50,7 +50,7 @@ func Stream(ctx context.Context, o StreamOptions) (StreamResult, error) {
 	if err != nil {
 		return StreamResult{}, fmt.Errorf("stream: connect to %s: %w", listener.Addr(), err)
 	}
-	peer, err := listener.Accept()
+	peer, err := listener.Accept() // the connection is made: this doesn't wait
 	if err != nil {
 		_ = conn.Close()
 		return StreamResult{}, fmt.Errorf("stream: accept on %s: %w", listener.Addr(), err)
@@ -84,9 +84,6 @@ func listen(ctx context.Context, o StreamOptions) (net.Listener, error) {
 		listener, err = config.Listen(ctx, "tcp", netip.AddrPortFrom(o.To, 0).String())
 		return err
 	})
-	if deadline, ok := ctx.Deadline(); err == nil && ok {
-		_ = listener.(*net.TCPListener).SetDeadline(deadline)
-	}
 	return listener, err
 }
 

@@ -6,8 +6,13 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/lab"
 )
 
-// maxWaste is the part of the carried bytes that may appear on uninvolved links.
-const maxWaste = 0.02
+const (
+	// maxWaste is the part of the carried bytes that may appear on uninvolved links.
+	maxWaste = 0.02
+	// minFlood is what must appear there without learning, which sends a copy to
+	// each uninvolved node; a meter that sees less would see no waste either.
+	minFlood = 0.5
+)
 
 // Report is what a demo has measured.
 type Report struct {
@@ -62,6 +67,9 @@ func (r *Report) judge() {
 	}
 	if r.WasteRatio >= maxWaste {
 		r.fault("lhstorage: %.1f %% of the carried bytes are wasted on uninvolved links", 100*r.WasteRatio)
+	}
+	if r.FloodRatio < minFlood {
+		r.fault("without learning %.1f %% of the carried bytes are counted on uninvolved links, where it should be all: does the meter work?", 100*r.FloodRatio)
 	}
 	if r.MTU == 0 {
 		r.fault("lhstorage: packets of the full MTU don't pass everywhere, or larger ones do")
