@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,8 +22,9 @@ import (
 //     IPv6 addresses unless keep_addr_on_down is set;
 //   - disable_ipv6 takes a device's IPv6 addresses away and keeps new ones off;
 //   - an address brings its connected route, and routes with it as source go with
-//     it; an IPv4 address takes along those added later to the same device and prefix;
-//   - IPv6 addresses are listed newest first;
+//     it; an IPv4 address takes along those added later to the same device and
+//     prefix, a device's last one takes all its IPv4 routes;
+//   - addresses are listed by family and device, IPv6 newest first;
 //   - a route's source must be an address of the namespace, its next hop on the link;
 //   - a second VXLAN device with the same VNI, port and family is refused, and a
 //     VXLAN can't change its family.
@@ -95,10 +97,16 @@ func (f *Fake) FailDAD(addr string) {
 
 func (f *Fake) putAddr(a Addr) {
 	at := len(f.addrs)
-	if a.Prefix.Addr().Is6() {
-		at = max(0, slices.IndexFunc(f.addrs, func(o Addr) bool { return o.Prefix.Addr().Is6() }))
+	switch i := slices.IndexFunc(f.addrs, func(o Addr) bool { return o.Link == a.Link && f.secondary(o) }); {
+	case a.Prefix.Addr().Is6():
+		at = 0
+	case i >= 0 && !f.secondary(a):
+		at = i
 	}
 	f.addrs = slices.Insert(f.addrs, at, a)
+	slices.SortStableFunc(f.addrs, func(a, b Addr) int {
+		return cmp.Or(cmp.Compare(a.Prefix.Addr().BitLen(), b.Prefix.Addr().BitLen()), cmp.Compare(a.Link, b.Link))
+	})
 }
 
 // FloodOn puts a flood entry there as if somebody else had.
@@ -211,6 +219,8 @@ func (f *Fake) refuse(l Link) error {
 		return syscall.EEXIST
 	case (l.Kind == "macvlan" || l.Kind == "vlan") && lower == nil:
 		return syscall.ENODEV
+	case l.Kind == "vlan" && slices.ContainsFunc(f.links, func(o Link) bool { return o.Kind == "vlan" && o.Lower == l.Lower && o.VLAN == l.VLAN }):
+		return syscall.EEXIST
 	case l.Kind == "macvlan" && l.MTU > lower.MTU:
 		return syscall.EINVAL
 	case l.Kind == "macvlan" && slices.ContainsFunc(f.children(l.Lower), func(o Link) bool {
@@ -393,20 +403,23 @@ func (f *Fake) DelAddr(a Addr) error {
 	if i < 0 {
 		return fmt.Errorf("delete address %s: %w", a.Prefix, syscall.EADDRNOTAVAIL)
 	}
-	var later []Addr
-	for _, o := range f.addrs[i+1:] {
-		if o.Link == a.Link && o.Prefix.Masked() == a.Prefix.Masked() && a.Prefix.Addr().Is4() {
-			later = append(later, o)
+	a = f.addrs[i]
+	if a.Prefix.Addr().Is4() && !f.secondary(a) {
+		for _, o := range AddrsOf(f.addrs, a.Link) {
+			if o.Prefix.Masked() == a.Prefix.Masked() && o != a {
+				f.dropAddr(o)
+			}
 		}
 	}
-	primary := !slices.ContainsFunc(f.addrs[:i], func(o Addr) bool { return o.Link == a.Link && o.Prefix.Masked() == a.Prefix.Masked() })
-	f.dropAddr(f.addrs[i])
-	for _, o := range later {
-		if primary {
-			f.dropAddr(o)
-		}
-	}
+	f.dropAddr(a)
 	return nil
+}
+
+// secondary says that an IPv4 address came, or would come, after another of its
+// device and prefix.
+func (f *Fake) secondary(a Addr) bool {
+	i := slices.IndexFunc(f.addrs, func(o Addr) bool { return o.Link == a.Link && o.Prefix.Masked() == a.Prefix.Masked() })
+	return i >= 0 && f.addrs[i].Prefix != a.Prefix && a.Prefix.Addr().Is4()
 }
 
 func (f *Fake) dropAddr(a Addr) {
@@ -414,6 +427,9 @@ func (f *Fake) dropAddr(a Addr) {
 	f.addrs = slices.Delete(f.addrs, i, i+1)
 	if !f.local(a.Prefix.Addr()) {
 		f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Src == a.Prefix.Addr() })
+	}
+	if isIPv4 := func(o Addr) bool { return o.Prefix.Addr().Is4() }; isIPv4(a) && !slices.ContainsFunc(AddrsOf(f.addrs, a.Link), isIPv4) {
+		f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Link == a.Link && r.Dst.Addr().Is4() })
 	}
 }
 
@@ -506,10 +522,9 @@ func (f *Fake) AddFlood(index int, vtep netip.Addr) error {
 	if err := f.call("add flood %s to %s", vtep, f.nameOf(index)); err != nil {
 		return err
 	}
-	if slices.Contains(f.floods[index], vtep) {
-		return fmt.Errorf("add flood %s: %w", vtep, syscall.EEXIST)
+	if !slices.Contains(f.floods[index], vtep) { // appending it again is no error
+		f.floods[index] = append(f.floods[index], vtep)
 	}
-	f.floods[index] = append(f.floods[index], vtep)
 	return nil
 }
 
@@ -518,11 +533,10 @@ func (f *Fake) DelFlood(index int, vtep netip.Addr) error {
 	if err := f.call("del flood %s from %s", vtep, f.nameOf(index)); err != nil {
 		return err
 	}
-	i := slices.Index(f.floods[index], vtep)
-	if i < 0 {
+	if len(f.floods[index]) == 0 { // among others a missing one is no error
 		return fmt.Errorf("delete flood %s: %w", vtep, syscall.ENOENT)
 	}
-	f.floods[index] = slices.Delete(f.floods[index], i, i+1)
+	f.floods[index] = slices.DeleteFunc(f.floods[index], func(v netip.Addr) bool { return v == vtep })
 	return nil
 }
 
