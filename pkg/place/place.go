@@ -8,6 +8,7 @@
 package place
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -44,20 +45,16 @@ type Seen struct {
 // Resolve finds this node's place. last is the one of an earlier run, or zero.
 // Errors have code 7 and say what to set.
 func Resolve(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) (Place, error) {
-	p := Place{Index: node.Index}
 	if node.Index != 0 && node.Index != last.Index {
 		last = Place{} // the operator moved the node
 	}
-	var faults []error
+	var p Place
 	if plan.Parent.Type == netconf.ParentVXLAN {
 		p.VTEP = heldVTEP(plan.Parent, seen, last)
 	}
-	if plan.HostShim != nil {
-		faults = append(faults, p.shims(plan, seen, last))
-	}
-	if p.Index == 0 {
-		p.Index = last.Index
-	}
+	kept, faults := keptShims(plan, seen, last)
+	p.Index = cmp.Or(node.Index, shimIndex(plan.HostShim, kept), last.Index, p.vtepIndex(plan.Parent.VTEP.CIDR))
+	faults = append(faults, p.shims(plan.HostShim, kept))
 	if plan.Parent.Type == netconf.ParentVXLAN {
 		faults = append(faults, p.vtep(plan.Parent))
 		p.Peers = peers(plan.Parent.Peers, p.VTEP)
@@ -115,56 +112,72 @@ func (p *Place) vtep(parent netconf.Parent) error {
 	return nil
 }
 
-// shims finds the address of each host range, and the index where only an
-// address tells it.
-func (p *Place) shims(plan *netconf.Plan, seen Seen, last Place) error {
-	var faults []error
-	for i, hosts := range plan.HostShim.Ranges {
-		usable := Usable(hosts, network(plan.HostShim, i))
-		addr, err := p.shim(plan, usable, hosts, seen, last)
+// keptShims are the addresses that this node keeps, one for each host range,
+// invalid where an address must be derived. They come first, because one of them
+// may tell the index that those of the other family are derived from.
+func keptShims(plan *netconf.Plan, seen Seen, last Place) (kept []netip.Addr, faults []error) {
+	if plan.HostShim == nil {
+		return nil, nil
+	}
+	for _, hosts := range plan.HostShim.Ranges {
+		addr, err := keptShim(plan, hosts, seen, last)
 		if err != nil {
 			faults = append(faults, err)
-			continue
 		}
-		p.Shim = append(p.Shim, addr)
-		if p.Index == 0 {
-			p.Index = ordinal(usable, addr)
-		}
+		kept = append(kept, addr)
 	}
-	return errors.Join(faults...)
+	return kept, faults
 }
 
-func (p *Place) shim(plan *netconf.Plan, usable netipx.IPRange, hosts netip.Prefix, seen Seen, last Place) (netip.Addr, error) {
-	held := find(seen.OnShim, hosts)
+func keptShim(plan *netconf.Plan, hosts netip.Prefix, seen Seen, last Place) (netip.Addr, error) {
+	pinned, before := find(plan.HostShim.Addresses, hosts), find(last.Shim, hosts)
+	held := find(seen.OnShim, hosts, pinned, before)
 	if !held.IsValid() && plan.Parent.Type == netconf.ParentVXLAN {
-		held = find(seen.OnParent, hosts)
+		held = find(seen.OnParent, hosts, pinned, before)
 	}
-	pinned := find(plan.HostShim.Addresses, hosts)
 	switch {
 	case held.IsValid() && pinned.IsValid() && held != pinned:
-		return netip.Addr{}, fmt.Errorf("hostShim.address is %s, but this node already has %s of the host range %s: "+
+		return held, fmt.Errorf("hostShim.address is %s, but this node already has %s of the host range %s: "+
 			"sessions may use it, so it isn't changed; set hostShim.address to it, or remove it from the node first", pinned, held, hosts)
 	case held.IsValid():
 		return held, nil
 	case pinned.IsValid():
 		return pinned, nil
-	case find(last.Shim, hosts).IsValid(): // after a reboot
-		return find(last.Shim, hosts), nil
+	default:
+		return before, nil // after a reboot
 	}
-	index := p.Index
-	if index == 0 {
-		index = p.vtepIndex(plan.Parent.VTEP.CIDR)
+}
+
+// shimIndex is the index that a kept address stands for, 0 for none.
+func shimIndex(shim *netconf.HostShim, kept []netip.Addr) int {
+	for i, addr := range kept {
+		if n := ordinal(Usable(shim.Ranges[i], network(shim, i)), addr); n != 0 {
+			return n
+		}
 	}
-	if index == 0 {
-		return netip.Addr{}, fmt.Errorf("no address of host range %s is on this node and it has no index: "+
-			"set index in the node file, or hostShim.address", hosts)
+	return 0
+}
+
+// shims fills in the address of each host range.
+func (p *Place) shims(shim *netconf.HostShim, kept []netip.Addr) error {
+	var faults []error
+	for i, addr := range kept {
+		hosts := shim.Ranges[i]
+		if !addr.IsValid() {
+			var ok bool
+			addr, ok = nth(Usable(hosts, network(shim, i)), p.Index)
+			switch {
+			case p.Index == 0:
+				faults = append(faults, fmt.Errorf("no address of host range %s is on this node and it has no index: "+
+					"set index in the node file, or hostShim.address", hosts))
+			case !ok:
+				faults = append(faults, fmt.Errorf("index %d is beyond host range %s: widen hostShim.range or give the node a lower index",
+					p.Index, hosts))
+			}
+		}
+		p.Shim = append(p.Shim, addr)
 	}
-	addr, ok := nth(usable, index)
-	if !ok {
-		return netip.Addr{}, fmt.Errorf("index %d is beyond host range %s: widen hostShim.range or give the node a lower index", index, hosts)
-	}
-	p.Index = index
-	return addr, nil
+	return errors.Join(faults...)
 }
 
 // vtepIndex is the index that a held VTEP stands for, 0 for none.
@@ -176,11 +189,15 @@ func (p *Place) vtepIndex(cidr netip.Prefix) int {
 }
 
 // Usable is the part of a host range that shims may have: all of it but the
-// whole network's first and last address.
+// whole network's first and last address. A network of two addresses, or of one,
+// has none to spare (RFC 3021, RFC 6164).
 func Usable(hosts, network netip.Prefix) netipx.IPRange {
 	r := netipx.RangeOfPrefix(hosts)
 	if !network.IsValid() {
 		network = hosts
+	}
+	if network.Bits() >= network.Addr().BitLen()-1 {
+		return r
 	}
 	whole := netipx.RangeOfPrefix(network)
 	first, last := r.From(), r.To()
@@ -202,21 +219,29 @@ func network(shim *netconf.HostShim, i int) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// nth is the address that index stands for, counted from 1. Host ranges are
-// small; a walk is plain and quick.
+// maxIndex bounds the walks below: an index is a small number, a range of IPv6
+// may have no end.
+const maxIndex = 1 << 16
+
+// nth is the address that index stands for, counted from 1.
 func nth(r netipx.IPRange, index int) (netip.Addr, bool) {
+	if index < 1 || index > maxIndex {
+		return netip.Addr{}, false
+	}
 	addr := r.From()
 	for i := 1; i < index && r.Contains(addr); i++ {
 		addr = addr.Next()
 	}
-	return addr, index > 0 && r.Contains(addr)
+	return addr, r.Contains(addr)
 }
 
-const maxIndex = 1 << 16
-
+// ordinal is the index that addr stands for, 0 for none.
 func ordinal(r netipx.IPRange, addr netip.Addr) int {
+	if !r.Contains(addr) {
+		return 0
+	}
 	at := r.From()
-	for i := 1; i <= maxIndex && r.Contains(at); i++ {
+	for i := 1; i <= maxIndex; i++ {
 		if at == addr {
 			return i
 		}
@@ -225,9 +250,12 @@ func ordinal(r netipx.IPRange, addr netip.Addr) int {
 	return 0
 }
 
-func find(addrs []netip.Addr, in netip.Prefix) netip.Addr {
-	for _, a := range addrs {
-		if in.Contains(a) {
+// find picks an address that lies in a range: the first of prefer that is among
+// addrs, else the first of addrs. The order of addrs is the kernel's, which
+// lists IPv6 addresses newest first.
+func find(addrs []netip.Addr, in netip.Prefix, prefer ...netip.Addr) netip.Addr {
+	for _, a := range slices.Concat(prefer, addrs) {
+		if in.Contains(a) && slices.Contains(addrs, a) {
 			return a
 		}
 	}
