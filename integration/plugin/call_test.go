@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
@@ -117,9 +118,10 @@ func cniArgs(args string) call { return func(c *cniexec.Call) { c.Args += ";" + 
 
 func (n *node) run(t testing.TB, verb string, p *pod, c conf, how ...call) (cniexec.Outcome, error) {
 	t.Helper()
-	ours, _, _ := strings.Cut(n.bin, ":")
+	plugin, err := invoke.FindInPath(fmt.Sprint(c["type"]), filepath.SplitList(n.bin))
+	require.NoError(t, err)
 	req := cniexec.Call{
-		Plugin: filepath.Join(ours, fmt.Sprint(c["type"])), Command: verb, Path: n.bin, Conf: c.json(),
+		Plugin: plugin, Command: verb, Path: n.bin, Conf: c.json(),
 		Env: []string{nodefile.PathEnv + "=" + n.nodeFile()},
 	}
 	if p != nil {
