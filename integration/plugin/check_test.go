@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -147,8 +148,6 @@ func TestGC(t *testing.T) {
 		n1.add(t, p, c)
 	}
 	n1.add(t, foreign, other)
-	leaked := n1.pod(t, "leaked") // a claim of which nobody here knows
-	n1.must(t, "ADD", leaked, conf{"cniVersion": "1.1.0", "name": "storage", "type": "host-local", "ipam": c["ipam"]})
 	gone.sh(t, "ip link del lhnet1")
 
 	n1.must(t, "GC", nil, c) // without a list
@@ -156,7 +155,7 @@ func TestGC(t *testing.T) {
 		n1.record(t, p)
 	}
 	require.NoError(t, n1.gc(t, c, kept))
-	for _, p := range []*pod{stale, gone, leaked} {
+	for _, p := range []*pod{stale, gone} {
 		n1.requireNothingOf(t, p)
 	}
 	n1.record(t, kept)
@@ -166,6 +165,24 @@ func TestGC(t *testing.T) {
 	require.NoError(t, n1.gc(t, c)) // an empty list
 	n1.requireNothingOf(t, kept)
 	n1.record(t, foreign)
+}
+
+// What the IPAM plugin alone knows of is its to collect.
+func TestGCForwardsToIPAM(t *testing.T) {
+	t.Parallel()
+	n1, _ := twoNodes(t)
+	c := n1.own("10.100.1.30").with("ipam.range_end", "10.100.1.31")
+	kept, leaked, next := n1.pod(t, "kept"), n1.pod(t, "leaked"), n1.pod(t, "next")
+	n1.add(t, kept, c)
+	n1.must(t, "ADD", leaked, conf{"cniVersion": "1.1.0", "name": "storage", "type": "lhstorage-ipam", "ipam": c["ipam"]})
+	_, err := n1.run(t, "ADD", next, c)
+	requireRefusal(t, err, cnierr.Exhausted)
+	n1.requireNothingOf(t, next)
+
+	require.NoError(t, n1.gc(t, c, kept))
+	n1.add(t, next, c)
+	assert.Equal(t, netip.MustParseAddr("10.100.1.31"), next.addr())
+	n1.record(t, kept)
 }
 
 func TestGCGoesOnPastErrors(t *testing.T) {
