@@ -25,6 +25,7 @@ import (
 	"go4.org/netipx"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/parent"
 )
@@ -159,9 +160,14 @@ func addresses(ctx context.Context, k kernel.Kernel, n Neighbours, d Desired, li
 	var steps []kernel.Step
 	for _, want := range d.Addresses {
 		if holder, ok := elsewhere(all, want.Addr(), link.Index, lower.Index, d.Owner); ok {
-			return nil, held(k, want.Addr(), holder, d)
+			return nil, held(k, want.Addr(), holder)
 		}
 		has := slices.ContainsFunc(all, func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == want.Addr() })
+		if i := slices.IndexFunc(all, func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == want.Addr() && a.DADFailed }); i >= 0 {
+			has = false // the kernel never tries it again
+			steps = append(steps, kernel.Step{Name: "shim.duplicate", Text: fmt.Sprintf("take %s, found a duplicate, off %s", want.Addr(), d.Name),
+				Do: func(k kernel.Kernel) error { return k.DelAddr(all[i]) }})
+		}
 		moving := slices.ContainsFunc(all, func(a kernel.Addr) bool { return a.Link == lower.Index && a.Prefix.Addr() == want.Addr() })
 		if !has {
 			steps = append(steps, add(ctx, n, d, link, want, d.Probe && !moving))
@@ -184,7 +190,7 @@ func elsewhere(all []kernel.Addr, addr netip.Addr, shim, lower int, owner bool) 
 	return 0, false
 }
 
-func held(k kernel.Kernel, addr netip.Addr, holder int, d Desired) error {
+func held(k kernel.Kernel, addr netip.Addr, holder int) error {
 	name := fmt.Sprintf("#%d", holder)
 	if l, err := k.LinkByIndex(holder); err == nil {
 		name = l.Name
@@ -210,6 +216,9 @@ func add(ctx context.Context, n Neighbours, d Desired, link kernel.Link, want ne
 			if err := k.AddAddr(addr); err != nil && !kernel.IsExists(err) {
 				return err
 			}
+			if err := fault.At("ensure.shim.address.set"); err != nil {
+				return err
+			}
 			if probe {
 				if err := n.Settle(ctx, link, addr.Prefix.Addr()); err != nil {
 					return fmt.Errorf("%w%s", err, takeOff(k, addr))
@@ -231,7 +240,9 @@ func takeOff(k kernel.Kernel, a kernel.Addr) string {
 
 func moves(n Neighbours, d Desired, all []kernel.Addr, link, lower kernel.Link) []kernel.Step {
 	var steps []kernel.Step
-	for _, a := range kernel.AddrsOf(all, lower.Index) {
+	// Last first: with an address the kernel takes away those that were added
+	// later within its prefix, before they have moved.
+	for _, a := range slices.Backward(kernel.AddrsOf(all, lower.Index)) {
 		if !slices.ContainsFunc(d.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(a.Prefix.Addr()) }) {
 			continue
 		}
@@ -249,7 +260,13 @@ func moves(n Neighbours, d Desired, all []kernel.Addr, link, lower kernel.Link) 
 						return err
 					}
 				}
+				if err := fault.At("ensure.shim.move.copied"); err != nil {
+					return err
+				}
 				if err := k.DelAddr(a); err != nil && !kernel.IsNotFound(err) {
+					return err
+				}
+				if err := fault.At("ensure.shim.move.moved"); err != nil {
 					return err
 				}
 				return n.Announce(link, []netip.Addr{a.Prefix.Addr()})

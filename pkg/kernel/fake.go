@@ -63,6 +63,9 @@ func (f *Fake) Have(l Link) int {
 	return l.Index
 }
 
+// Alter changes a device as if somebody else had.
+func (f *Fake) Alter(device string, change func(*Link)) { change(f.must(device)) }
+
 // ForeignChild makes a macvlan child of parent in another namespace.
 func (f *Fake) ForeignChild(parent string, mtu int) {
 	p := f.must(parent)

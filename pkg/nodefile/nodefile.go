@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,9 +68,12 @@ func Parse(path string, data []byte) (File, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&f); err != nil {
-		return File{}, fmt.Errorf("node file %s: %w", path, err)
+		return File{}, fmt.Errorf("node file %s: %w", path, explain(err))
 	}
 	var faults []error
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		faults = append(faults, errors.New("there is something after the closing brace"))
+	}
 	if f.Index < 0 {
 		faults = append(faults, fmt.Errorf("index %d: must be 1 or more (0 or absent: not said)", f.Index))
 	}
@@ -87,6 +91,14 @@ func Parse(path string, data []byte) (File, error) {
 		return File{}, fmt.Errorf("node file %s: %w", path, errors.Join(faults...))
 	}
 	return f.withDefaults(), nil
+}
+
+// explain says in other words what encoding/json says of a file without content.
+func explain(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("it is empty: write {} for a node without settings, or remove it")
+	}
+	return err
 }
 
 func (f File) withDefaults() File {

@@ -177,10 +177,16 @@ func fixed(k kernel.Kernel, d Desired, link kernel.Link) ([]string, error) {
 	}
 	differ("VNI", link.VXLAN.VNI, d.VNI)
 	differ("UDP port", link.VXLAN.Port, d.Port)
-	if have := link.VXLAN.Local; have.IsValid() && have.Is4() != d.Local.Is4() {
-		differ("source address", have, d.Local)
-	}
+	differ("tunnel's family", family(link.VXLAN.Local), family(d.Local))
 	return diffs, nil
+}
+
+// family of a tunnel; without a source address it is IPv4 (vxlan_nl2conf).
+func family(local netip.Addr) string {
+	if local.Is6() {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 func vlansOn(k kernel.Kernel, link kernel.Link) []string {
@@ -248,28 +254,61 @@ func sysctls(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error
 	if d.Type == netconf.ParentDevice || len(own) > 0 {
 		return besideSteps(k, d, link)
 	}
-	settings := []kernel.Setting{{Path: kernel.ConfPath("ipv4", link.Name, "arp_ignore"), Value: "8"}}
+	settings := []kernel.Setting{{Path: kernel.ConfPath("ipv4", link.Name, "arp_ignore"), Value: silent}}
 	if !slices.ContainsFunc(d.Moving, netip.Addr.Is6) { // it would take the address away before the shim has it
 		settings = append(settings, kernel.Setting{Path: kernel.ConfPath("ipv6", link.Name, "disable_ipv6"), Value: "1"})
 	}
 	return kernel.SysctlSteps(k, "parent.sysctl", settings...)
 }
 
+const silent = "8" // arp_ignore: answer for no address
+
 func besideSteps(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error) {
+	path := kernel.ConfPath("ipv4", link.Name, "arp_ignore")
+	if d.Type != netconf.ParentDevice {
+		value, err := k.Sysctl(path)
+		if err != nil {
+			return nil, fmt.Errorf("read sysctl %s: %w", path, err)
+		}
+		if value == silent { // it had no address when that was set
+			return kernel.SysctlSteps(k, "parent.sysctl", kernel.Setting{Path: path, Value: "1"})
+		}
+	}
 	if !d.Beside {
 		return nil, nil
 	}
-	path := kernel.ConfPath("ipv4", link.Name, "arp_ignore")
-	for _, p := range []string{path, kernel.ConfPath("ipv4", "all", "arp_ignore")} { // the greater one is in force
-		value, err := k.Sysctl(p)
-		if err != nil {
-			return nil, fmt.Errorf("read sysctl %s: %w", p, err)
-		}
-		if n, _ := strconv.Atoi(value); n > 0 {
-			return nil, nil
-		}
+	var settings []kernel.Setting
+	if value, err := inForce(k, link.Name, "arp_ignore"); err != nil {
+		return nil, err
+	} else if value == 0 {
+		settings = append(settings, kernel.Setting{Path: path, Value: "1"})
 	}
-	return kernel.SysctlSteps(k, "parent.sysctl", kernel.Setting{Path: path, Value: "1"})
+	// The pods' part of the network is routed over the shim, but pods and hosts of
+	// other nodes ask for the parent's own address: a strict filter would drop that.
+	if value, err := inForce(k, link.Name, "rp_filter"); err != nil {
+		return nil, err
+	} else if value == strict {
+		settings = append(settings, kernel.Setting{Path: kernel.ConfPath("ipv4", link.Name, "rp_filter"), Value: "2"})
+	}
+	return kernel.SysctlSteps(k, "parent.sysctl", settings...)
+}
+
+const strict = 1 // rp_filter: drop what the answer to would leave by another device
+
+// inForce is the value of a setting of which the kernel takes the greater of the
+// device's and that for all devices (ip-sysctl, arp_ignore and rp_filter).
+func inForce(k kernel.Kernel, device, key string) (int, error) {
+	most := 0
+	for _, name := range []string{device, "all"} {
+		path := kernel.ConfPath("ipv4", name, key)
+		value, err := k.Sysctl(path)
+		if err != nil {
+			return 0, fmt.Errorf("read sysctl %s: %w", path, err)
+		}
+		n, _ := strconv.Atoi(value)
+		most = max(most, n)
+	}
+	return most, nil
 }
 
 // floods keeps one flood entry for each peer: with learning on they carry only

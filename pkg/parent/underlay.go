@@ -20,10 +20,11 @@ func DiffVTEP(k kernel.Kernel, conf netconf.VTEP, vtep netip.Addr) ([]kernel.Ste
 	if err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(addrs, func(a kernel.Addr) bool { return a.Prefix.Addr() == vtep }) {
+	link, err := k.Link(conf.Interface)
+	i := slices.IndexFunc(addrs, func(a kernel.Addr) bool { return a.Prefix.Addr() == vtep })
+	if i >= 0 && (err != nil || addrs[i].Link != link.Index || link.Up) {
 		return nil, nil
 	}
-	link, err := k.Link(conf.Interface)
 	if kernel.IsNotFound(err) {
 		return createDummy(conf.Interface, vtep), nil
 	}
@@ -33,6 +34,9 @@ func DiffVTEP(k kernel.Kernel, conf netconf.VTEP, vtep netip.Addr) ([]kernel.Ste
 	var steps []kernel.Step
 	if !link.Up {
 		steps = append(steps, setLink("vtep.up", "bring up "+link.Name, link.Index, kernel.Change{Up: new(true)}))
+	}
+	if i >= 0 {
+		return steps, nil
 	}
 	return append(steps, vtepStep(link, vtep)), nil
 }
@@ -69,7 +73,7 @@ func vtepStep(link kernel.Link, vtep netip.Addr) kernel.Step {
 // routes with our protocol number are ours; a peer that another route leads to
 // exactly, a routing daemon's say, is left to it.
 func DiffRoutes(k kernel.Kernel, conf netconf.VTEP, peers []netip.Addr) ([]kernel.Step, error) {
-	if !conf.Routes {
+	if !conf.Routes || peers == nil { // not known: what is there stays
 		return nil, nil
 	}
 	want, err := routes(k, conf, peers)
