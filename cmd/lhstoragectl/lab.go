@@ -63,7 +63,7 @@ func (f *labFlags) up() *cobra.Command {
 		},
 	})
 	cmd.Flags().IntVar(&pods, "pods", pods, "pods per node, called pod1, pod2, …")
-	cmd.Flags().StringVar(&f.Topology, "topology", "", "mesh (a link per pair of nodes) or lan (one switch) (default mesh; lan for --parent device)")
+	cmd.Flags().StringVar(&f.Topology, "topology", "", "mesh (a link per pair of nodes) or lan (one switch) (default mesh; lan for --parent device and for one node)")
 	cmd.Flags().StringVar(&f.Parent, "parent", lab.ParentVXLAN, "vxlan, or device: eth1, which holds the node's own address")
 	cmd.Flags().StringVar(&f.Plugin, "plugin", lab.PluginLhstorage, "lhstorage or macvlan (the stock one)")
 	cmd.Flags().StringVar(&f.IPAM, "ipam", "", "lhstorage-ipam, host-local or static (default lhstorage-ipam; host-local for --plugin macvlan)")

@@ -146,10 +146,11 @@ func (l *Lab) Down(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.opts = state.Options.with(l.opts)
+	// What is there counts, not how this Lab would have been made.
+	running := &Lab{opts: state.Options.with(l.opts), store: l.store}
 	var errs []error
 	for _, pod := range state.Pods {
-		if err := l.detach(ctx, pod); err != nil {
+		if err := running.detach(ctx, pod); err != nil {
 			errs = append(errs, fmt.Errorf("pod %s/%s: %w", pod.Node, pod.Name, err))
 		}
 	}

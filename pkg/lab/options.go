@@ -52,7 +52,7 @@ type Options struct {
 	Name     string       `json:"name"`     // default lab
 	Root     string       `json:"root"`     // default DefaultRoot
 	Nodes    int          `json:"nodes"`    // default 3, at most 15
-	Topology string       `json:"topology"` // default mesh; lan for parent device
+	Topology string       `json:"topology"` // default mesh; lan for parent device and for one node
 	Parent   string       `json:"parent"`   // default vxlan
 	Plugin   string       `json:"plugin"`   // default lhstorage
 	IPAM     string       `json:"ipam"`     // default lhstorage-ipam; host-local with macvlan
@@ -93,7 +93,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.Parent, ParentVXLAN)
 	setDefault(&o.Plugin, PluginLhstorage)
 	setDefault(&o.MTU, defaultMTU)
-	if o.Parent == ParentDevice {
+	if o.Parent == ParentDevice || o.Nodes == 1 { // a single node has no links to others
 		setDefault(&o.Topology, TopologyLAN)
 	}
 	setDefault(&o.Topology, TopologyMesh)
@@ -151,6 +151,9 @@ func (o Options) checkChoices() error {
 	}
 	if o.Parent == ParentDevice && o.Topology == TopologyMesh {
 		errs = append(errs, errors.New("parent device with topology mesh: point-to-point links are no common network; use topology lan"))
+	}
+	if o.Nodes == 1 && o.Topology == TopologyMesh {
+		errs = append(errs, errors.New("topology mesh with one node: there is no link to carry anything; use topology lan"))
 	}
 	return errors.Join(errs...)
 }

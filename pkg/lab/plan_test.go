@@ -45,7 +45,7 @@ func TestPlanHasNoCollisions(t *testing.T) {
 					take(n.Host.Addr(), n.Name)
 					windows = append(windows, n.Window)
 				}
-				if parent == ParentDevice {
+				if o.Topology == TopologyLAN {
 					take(o.gateway().Addr(), "gateway")
 				}
 				for i, w := range windows {
@@ -90,6 +90,8 @@ func TestOptionsReportAllFaults(t *testing.T) {
 	_, err = New(Options{Parent: ParentDevice, Topology: TopologyMesh, BinDirs: []string{"/"}, Range: netip.MustParsePrefix("10.0.0.0/8")})
 	require.ErrorContains(t, err, "use topology lan")
 	require.ErrorContains(t, err, "overlaps")
+	_, err = New(Options{Nodes: 1, Topology: TopologyMesh, BinDirs: []string{"/"}})
+	require.ErrorContains(t, err, "mesh with one node")
 }
 
 // TestNetConf compares the configurations that are written for nodes with
