@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/lhstorage/lhstorage/pkg/fault"
 )
 
 // Netlink is the kernel of one network namespace. Its netlink socket stays in
@@ -255,6 +257,9 @@ func (k *Netlink) DelChildless(index int) error {
 		return fmt.Errorf("delete device #%d: %w", index, ErrHasChildren)
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) { // a guard left by a killed process serves as well
+		return err
+	}
+	if err := fault.At("ensure.parent.guarded"); err != nil {
 		return err
 	}
 	return k.DelLink(index)

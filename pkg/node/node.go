@@ -74,7 +74,8 @@ func (e *Ensurer) Ensure(ctx context.Context, plan *netconf.Plan) (State, error)
 		return r.state, err
 	}
 	defer unlock()
-	return r.state, r.apply(ctx)
+	err = r.apply(ctx)
+	return r.state, err
 }
 
 // Look tells what Ensure would change first, without changing anything; "" for
@@ -146,8 +147,11 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 	return true, r.observe()
 }
 
-func (r *run) apply(ctx context.Context) error {
+func (r *run) apply(ctx context.Context) (err error) {
 	r.fresh = true
+	if r.last, err = loadPlace(r.placePath()); err != nil { // another process may have been quicker
+		return err
+	}
 	if err := r.own(); err != nil {
 		return err
 	}
@@ -170,6 +174,7 @@ func (r *run) round(ctx context.Context) (quiet bool, err error) {
 	if err := r.resolve(); err != nil {
 		return false, err
 	}
+	r.last = r.state.Place // a round may take away what it was told by, a parent that is made again for one
 	quiet = true
 	for _, stage := range r.stages() {
 		steps, err := stage(ctx)
@@ -204,8 +209,14 @@ func (r *run) finish() error {
 		return err
 	}
 	if r.restoring() {
+		if err := fault.At("ensure.restore"); err != nil {
+			return err
+		}
 		if err := r.RestoreMTU(r.state.Parent); err != nil {
 			return coded(err)
+		}
+		if err := fault.At("ensure.restored"); err != nil {
+			return err
 		}
 		if err := os.Remove(r.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return cnierr.New(cnierr.IO, "%w", err)
@@ -374,7 +385,7 @@ func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
 	}
 	return hostshim.Diff(ctx, r.Kernel, r.Neighbours, hostshim.Desired{
 		Name: r.plan.HostShim.Name, Parent: r.plan.Parent.Name,
-		MAC:       place.MAC(r.Node, r.state.Place.Index, r.plan.Parent.Name, "shim"),
+		MAC:       place.MAC(r.Node, r.state.Place.Index, r.plan.Parent.Name, "shim "+r.plan.HostShim.Name),
 		Addresses: r.state.Addrs, Hosts: r.plan.HostShim.Ranges,
 		Owner: r.owner(), Probe: r.plan.Conflict.Enabled,
 	})

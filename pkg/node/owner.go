@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 )
@@ -67,14 +65,7 @@ func (r *run) own() error {
 	if o.Network != "" && len(diffs) == 0 {
 		return nil
 	}
-	data, err := json.Marshal(owner{r.plan.Name, r.plan.Parent})
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(r.ownerPath()), 0o700); err != nil {
-		return cnierr.New(cnierr.IO, "note which network parent %s follows: %w", r.plan.Parent.Name, err)
-	}
-	if err := renameio.WriteFile(r.ownerPath(), append(data, '\n'), 0o600); err != nil {
+	if err := replace(r.ownerPath(), "ensure.owner.written", owner{r.plan.Name, r.plan.Parent}); err != nil {
 		return cnierr.New(cnierr.IO, "note which network parent %s follows: %w", r.plan.Parent.Name, err)
 	}
 	return nil

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
-
-	"github.com/google/renameio/v2"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/place"
@@ -33,14 +30,7 @@ func loadPlace(path string) (place.Place, error) {
 // savePlace writes the answer so that it survives a power loss: it is what a
 // node that boots with the API away goes by.
 func savePlace(path string, p place.Place) error {
-	data, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return cnierr.New(cnierr.IO, "make the state directory: %w", err)
-	}
-	if err := renameio.WriteFile(path, append(data, '\n'), 0o600); err != nil {
+	if err := replace(path, "ensure.place.written", p); err != nil {
 		return cnierr.New(cnierr.IO, "write this node's place on the storage network: %w", err)
 	}
 	return nil
