@@ -580,7 +580,8 @@ func (f *Fake) route(r Route) string {
 // left out.
 func (f *Fake) Dump() string {
 	var lines []string
-	for _, l := range f.links {
+	links := slices.SortedFunc(slices.Values(f.links), func(a, b Link) int { return cmp.Compare(a.Name, b.Name) })
+	for _, l := range links {
 		lines = append(lines, f.dumpLink(l))
 		addrs := AddrsOf(f.addrs, l.Index)
 		slices.SortFunc(addrs, func(a, b Addr) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
