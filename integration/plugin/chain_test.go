@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -113,6 +114,37 @@ func TestChainedAfterStockMacvlan(t *testing.T) {
 	n1.requireNothingOf(t, a)
 	c1.del(t, a)
 	requireLegs(t, leg{"the other pod's leg", b.space, beside.addr()})
+}
+
+// One entry more in the NAD gives a cluster that the source design's script has set
+// up its host access, and leaves the script's devices as they are.
+func TestChainedOnAScriptedParent(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct{ name, addresses, shim1, shim2 string }{
+		{"address on the parent", onParent, "10.100.1.1", "10.100.1.2"},
+		{"address on the shim", onShim, scriptHost, otherHost},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			n1, n2 := twoNodes(t)
+			n1.scripted(t, "10.100.0.1", scriptVTEP, otherVTEP, fmt.Sprintf(v.addresses, scriptHost))
+			n2.scripted(t, "10.100.0.0", otherVTEP, scriptVTEP, fmt.Sprintf(v.addresses, otherHost))
+			before := n1.adopted(t, "vxlan-storage")
+			a, beside, b := n1.pod(t, "a"), n1.pod(t, "beside"), n2.pod(t, "b")
+			for _, p := range []*pod{a, beside, b} {
+				n := n1
+				if p == b {
+					n = n2
+				}
+				stock := conf{"type": "macvlan", "master": "vxlan-storage", "ipam": n.vxlan()["ipam"]}
+				_, err := n.chain(t, stock, hostAccess.with("hostShim.range", "10.100.1.0/28")).add(t, p)
+				require.NoError(t, err)
+			}
+			requireLegs(t, legsOf(n1, n2, netip.MustParseAddr(v.shim1), netip.MustParseAddr(v.shim2), a, beside, b)...)
+			requireLegs(t, leg{"pod-the script's address", b.space, netip.MustParseAddr(scriptHost)})
+			assert.Equal(t, before, n1.adopted(t, "vxlan-storage"))
+		})
+	}
 }
 
 func TestChainedResult(t *testing.T) {
