@@ -18,6 +18,9 @@ import (
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
+// noMaster is in the names of the specs that leave out the master.
+const noMaster = "without master config"
+
 func TestStockPluginPassesItsOwnSuite(t *testing.T) {
 	stock := tools.Build(t, "stock")
 	specs := runSuite(t, filepath.Join(stock, "macvlan"), "macvlan", stock)
@@ -30,6 +33,29 @@ func TestNothingPassesWithoutAPlugin(t *testing.T) {
 	specs := runSuite(t, "/bin/false", "false", tools.Build(t, "stock"))
 	require.Len(t, specs, Specs)
 	assert.Len(t, failed(specs), Specs)
+}
+
+// Of the stock suite our plugin refuses one thing only: to guess the parent from
+// the default route. For a storage network that would be a trap.
+func TestOurPluginPassesAllButTheGuessedMaster(t *testing.T) {
+	stock, ours := tools.Build(t, "stock"), tools.Ours(t)
+	plugin := filepath.Join(ours, "lhstorage")
+	if _, err := os.Stat(plugin); os.IsNotExist(err) {
+		t.Fatalf("%s: the plugin isn't built; plugins/lhstorage is missing", plugin)
+	}
+	specs := runSuite(t, plugin, "lhstorage", stock, ours)
+	require.Len(t, specs, Specs)
+	var refused int
+	for _, s := range specs {
+		if !strings.Contains(s.Name, noMaster) {
+			assert.True(t, s.Passed, "%s\nmacvlan_test.go:%d\n%s\n%s", s.Name, s.Line, s.Failure, s.Said)
+			continue
+		}
+		refused++
+		assert.False(t, s.Passed, "%s: passed, so the parent was guessed", s.Name)
+		assert.Contains(t, s.Said, "set parent, or master", "%s: the error must say what to set", s.Name)
+	}
+	assert.Equal(t, 21, refused)
 }
 
 // runSuite compiles the suite for the plugin's type and runs it with a node file

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	types020 "github.com/containernetworking/cni/pkg/types/020"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
@@ -248,7 +249,7 @@ func (a *add) begin(context.Context) error {
 		Version: record.Version, State: record.StatePending, Created: time.Now().UTC(),
 		Node: a.Node.NodeName, Network: a.plan.Name, PodUID: a.plan.Pod.UID,
 		ContainerID: a.ContainerID, IfName: a.IfName, Netns: a.Netns,
-		MTU: a.plan.MTU, Parent: a.plan.Parent.Name, Chained: a.plan.Chained,
+		MTU: a.plan.MTU, Parent: a.plan.Parent.Name, ParentDown: !a.parent.Up, Chained: a.plan.Chained,
 		IPAM: a.plan.IPAM.Type, Delegate: a.plan.IPAM.Delegate, Warnings: a.plan.Warnings,
 	}
 	if a.plan.Pod.Name != "" {
@@ -667,6 +668,11 @@ func (a *add) print(context.Context) error {
 
 func printResult(out io.Writer, result *types100.Result, version string) error {
 	converted, err := result.GetAsVersion(version)
+	if len(result.IPs) == 0 && slices.Contains([]string{"0.1.0", types020.ImplementedSpecVersion}, version) {
+		// Those versions have addresses and nothing else, and the library refuses
+		// to convert a result that has none.
+		converted, err = &types020.Result{CNIVersion: version, DNS: result.DNS}, nil
+	}
 	if err != nil {
 		return cnierr.New(cnierr.IncompatibleVersion, "write the result as version %s: %w", version, err)
 	}

@@ -118,7 +118,7 @@ func (c *check) parent() {
 	if c.link.Lower != parent.Index {
 		c.fault("%s isn't a child of %s", c.IfName, parent.Name)
 	}
-	if !parent.Up {
+	if !parent.Up && !c.at.ParentDown {
 		c.fault("parent %s is down: `ip link set %s up`", parent.Name, parent.Name)
 	}
 }
@@ -208,7 +208,7 @@ func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan) (impaired
 		return false, err
 	}
 	used := p.inUse(plan.Parent.Name)
-	if !missing && !link.Up && plan.Parent.Type == netconf.ParentDevice {
+	if !missing && !link.Up && plan.Parent.Type == netconf.ParentDevice && (plan.HostShim != nil || p.cutOff(link.Name)) {
 		return used, fmt.Errorf("parent %s is down: `ip link set %s up`", link.Name, link.Name)
 	}
 	if _, _, err := p.ensurer(plan).Look(ctx, plan); err != nil {
@@ -223,6 +223,12 @@ func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan) (impaired
 // inUse says that a pod of this node that still exists has an interface on parent.
 func (p *Plugin) inUse(parent string) bool {
 	return p.any(func(at record.Attachment) bool { return at.Parent == parent })
+}
+
+// cutOff says that pods were attached while parent was up. A stock macvlan
+// network may have a parent that is down from the start, and has no fault then.
+func (p *Plugin) cutOff(parent string) bool {
+	return p.any(func(at record.Attachment) bool { return at.Parent == parent && !at.ParentDown })
 }
 
 // networkInUse says the same of one of the networks on a parent.

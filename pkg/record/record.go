@@ -36,6 +36,7 @@ type Attachment struct {
 	IfIndex     int             `json:"ifindex,omitempty"`
 	MTU         int             `json:"mtu,omitempty"` // as the NetConf asked; 0: the parent's
 	Parent      string          `json:"parent"`
+	ParentDown  bool            `json:"parentDown,omitempty"` // it was already down at ADD, so that is no change
 	Shim        string          `json:"shim,omitempty"`      // the host shim's name; empty: the network has none
 	ISCSIDial   string          `json:"iscsiDial,omitempty"` // the address that Longhorn's v1 initiator dials
 	ISCSINote   string          `json:"iscsiNote,omitempty"` // why it isn't the one that the policy wanted
