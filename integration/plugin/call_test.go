@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -178,7 +177,7 @@ func requireRefusal(t testing.TB, err error, code cnierr.Code, words ...string) 
 	t.Helper()
 	require.Error(t, err)
 	var said *types.Error
-	require.True(t, errors.As(err, &said), "not a CNI error: %v", err)
+	require.ErrorAs(t, err, &said, "a CNI error")
 	text := said.Msg + "\n" + said.Details
 	assert.Equal(t, code, cnierr.Code(said.Code), "code of: %s", text)
 	for _, w := range words {

@@ -81,7 +81,8 @@ func TestFlatNIC(t *testing.T) {
 				leg{"host-gateway", n1.space, netip.MustParseAddr("192.168.77.1")},
 				leg{"gateway-NIC", lan, nicAddr(1)},
 			)...)
-			assert.Equal(t, before, []string{own(n1), own(n2)}, "addresses, routes and NIC are as they were")
+			after := []string{own(n1), own(n2)}
+			assert.Equal(t, before, after, "addresses, routes and NIC are as they were")
 			filter := n1.sh(t, "cat /proc/sys/net/ipv4/conf/eth0/rp_filter")
 			assert.Equal(t, map[string]string{"0": "0", "1": "2", "2": "2"}[rpFilter], filter, "a strict filter alone is touched")
 			assert.Equal(t, []string{flatShim(1).String() + "/32"}, n1.addrs(t, "lhnet1-host"))

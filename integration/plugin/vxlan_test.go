@@ -77,7 +77,7 @@ func TestResult(t *testing.T) {
 	assert.Equal(t, &types100.Interface{Name: "lhnet1", Mac: p.mac(t, "lhnet1"), Mtu: 8950, Sandbox: p.netns.Path()}, result.Interfaces[0])
 	require.Len(t, result.IPs, 1)
 	assert.Equal(t, types100.Int(0), result.IPs[0].Interface)
-	assert.Equal(t, p.space.addrs(t, "lhnet1"), []string{result.IPs[0].Address.String()})
+	assert.Equal(t, []string{result.IPs[0].Address.String()}, p.space.addrs(t, "lhnet1"))
 
 	at := n1.record(t, p)
 	assert.Equal(t, "default/container-a", at.PodRef)
