@@ -136,7 +136,7 @@ func inNetns(t *testing.T, f func()) {
 	defer runtime.UnlockOSThread()
 	before, err := ns.GetCurrentNS()
 	require.NoError(t, err)
-	defer before.Close()
+	defer func() { require.NoError(t, before.Close()) }()
 	require.NoError(t, n.Set())
 	defer func() { require.NoError(t, before.Set()) }()
 	f()

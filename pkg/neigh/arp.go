@@ -8,9 +8,10 @@ import (
 )
 
 const (
+	macLen = 6
+	arpLen = 28 // RFC 826 with 6-byte hardware and 4-byte protocol addresses
+
 	etherTypeARP uint16 = 0x0806
-	macLen              = 6
-	arpLen              = 28 // RFC 826 with 6-byte hardware and 4-byte protocol addresses
 
 	opRequest uint16 = 1
 	opReply   uint16 = 2

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/stretchr/testify/assert"
@@ -101,7 +102,7 @@ func attrs(name string) netlink.LinkAttrs {
 func (s station) find(name string) (link Link) {
 	s.t.Helper()
 	s.must(func() error {
-		l, err := netlink.LinkByName(name)
+		l, err := netlinksafe.LinkByName(name)
 		if err == nil {
 			link = Link{Name: name, Index: l.Attrs().Index, MAC: l.Attrs().HardwareAddr}
 		}
@@ -113,7 +114,7 @@ func (s station) find(name string) (link Link) {
 func (s station) up(name string) {
 	s.t.Helper()
 	s.must(func() error {
-		l, err := netlink.LinkByName(name)
+		l, err := netlinksafe.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -350,7 +351,7 @@ func TestAnnounceReportsEveryFault(t *testing.T) {
 func (s station) neighbour(addr string) (mac string) {
 	s.t.Helper()
 	s.must(func() error {
-		list, err := netlink.NeighList(s.link.Index, netlink.FAMILY_ALL)
+		list, err := netlink.NeighList(s.link.Index, netlink.FAMILY_ALL) //nolint:forbidigo // a few entries; read again until they are there
 		for _, n := range list {
 			if n.IP.String() == addr {
 				mac = n.HardwareAddr.String()

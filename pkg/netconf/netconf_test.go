@@ -129,8 +129,8 @@ func TestLenientFillsInWhatDELNeeds(t *testing.T) {
 
 	for _, nothing := range []string{"", "null", "[]", "{", "{}"} {
 		plan := netconf.Lenient([]byte(nothing), "")
-		assert.Equal(t, "", plan.Name)
-		assert.Equal(t, "", plan.IPAM.Type)
+		assert.Empty(t, plan.Name)
+		assert.Empty(t, plan.IPAM.Type)
 	}
 }
 
@@ -287,7 +287,7 @@ func TestDelegateKeepsEveryOtherByte(t *testing.T) {
 	const after = " ,\"hostShim\": {\"range\" :\"10.0.0.0/28\"}\n}"
 	plan, err := netconf.Parse(netconf.Add, []byte(before+`{ "type":"whereabouts","range":"10.0.0.0/24", "big": 12345678901234567890 }`+after), "")
 	require.NoError(t, err)
-	assert.Equal(t, before+`{ "type":"whereabouts","range":"10.0.0.0/24", "big": 12345678901234567890,"exclude":["10.0.0.0/28"]}`+after, string(plan.IPAM.Delegate))
+	assert.Equal(t, before+`{ "type":"whereabouts","range":"10.0.0.0/24", "big": 12345678901234567890,"exclude":["10.0.0.0/28"]}`+after, string(plan.IPAM.Delegate)) //nolint:testifylint // byte for byte, not merely equal as JSON
 }
 
 func TestWarnings(t *testing.T) {

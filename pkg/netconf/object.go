@@ -340,7 +340,7 @@ func array(list []json.RawMessage) json.RawMessage {
 }
 
 func quote(s string) json.RawMessage {
-	q, _ := json.Marshal(s) // a string can always be written
+	q, _ := json.Marshal(s) //nolint:errchkjson // a string can always be written
 	return q
 }
 

@@ -82,7 +82,7 @@ func (b *builder) vxlan() {
 		b.fault("parent.vni", nil, "is missing: a number from 1 to 16777215, the same on all nodes")
 	}
 	p.VNI = c.vni.val
-	p.Port = uint16(c.port.or(DefaultPort)) //nolint:gosec // the field's bounds are those of uint16
+	p.Port = uint16(c.port.or(DefaultPort)) // the field's bounds are those of uint16
 	b.vtep()
 	b.peers()
 }

@@ -103,8 +103,8 @@ func compile(verb Verb, stdin []byte, cniArgs string) (*Plan, *report) {
 
 // decode reads the keys; false when stdin isn't a JSON object.
 func (b *builder) decode() bool {
-	var any json.RawMessage
-	switch err := json.Unmarshal(b.stdin, &any); {
+	var whole json.RawMessage
+	switch err := json.Unmarshal(b.stdin, &whole); {
 	case len(b.stdin) == 0:
 		b.add(cnierr.Decode, "stdin", "", "is empty: the runtime must give the network configuration there")
 	case err != nil:
@@ -164,7 +164,7 @@ func (b *builder) child() {
 	c, p := &b.conf, b.plan
 	p.Mode = c.mode.or(DefaultMode)
 	p.MTU = c.mtu.val
-	p.BcQueueLen = uint32(c.bcQueueLen.val) //nolint:gosec // the field's bounds are those of uint32
+	p.BcQueueLen = uint32(c.bcQueueLen.val) // the field's bounds are those of uint32
 	p.LinkInContainer = c.linkInContainer.val
 	p.ISCSIPath = ISCSIPath(c.iscsiPath.or(string(ISCSIAuto)))
 	if p.LinkInContainer && p.Parent.Type != ParentDevice {

@@ -29,7 +29,7 @@ func TestParseRange(t *testing.T) {
 			assert.False(t, got.First.IsValid() || got.Last.IsValid(), in)
 			continue
 		}
-		assert.Equal(t, want[1:], []string{got.First.String(), got.Last.String()}, in)
+		assert.Equal(t, want[1:], []string{got.First.String(), got.Last.String()}, in) //nolint:testifylint // want is what is expected
 	}
 	for in, want := range map[string]string{
 		"192.168.1.5-192.168.2.25/28": "invalid range start for CIDR 192.168.2.16/28: 192.168.1.5",

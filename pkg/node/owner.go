@@ -38,7 +38,8 @@ func (r *run) loadOwner() (o owner, err error) {
 	if err != nil {
 		return owner{}, cnierr.New(cnierr.IO, "read which network parent %s follows: %w", r.plan.Parent.Name, err)
 	}
-	if torn := json.Unmarshal(data, &o) != nil; torn {
+	torn := json.Unmarshal(data, &o) != nil
+	if torn {
 		return owner{}, nil
 	}
 	return o, nil

@@ -21,7 +21,8 @@ func loadPlace(path string) (place.Place, error) {
 		return place.Place{}, cnierr.New(cnierr.IO, "read this node's place on the storage network: %w", err)
 	}
 	var p place.Place
-	if torn := json.Unmarshal(data, &p) != nil; torn {
+	torn := json.Unmarshal(data, &p) != nil
+	if torn {
 		return place.Place{}, nil
 	}
 	return p, nil

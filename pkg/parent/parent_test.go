@@ -104,9 +104,13 @@ func TestDestructiveChangesAreRefused(t *testing.T) {
 		name string
 		make func(f *kernel.Fake, parent string)
 	}{
-		{"shim", func(f *kernel.Fake, p string) { f.Have(kernel.Link{Name: "lhnet1-host", Kind: "macvlan", Lower: at(f, p)}) }},
+		{"shim", func(f *kernel.Fake, p string) {
+			f.Have(kernel.Link{Name: "lhnet1-host", Kind: "macvlan", Lower: at(f, p)})
+		}},
 		{"pod", func(f *kernel.Fake, p string) { f.ForeignChild(p, 1400) }},
-		{"VLAN on top", func(f *kernel.Fake, p string) { f.Have(kernel.Link{Name: "top.9", Kind: "vlan", VLAN: 9, Lower: at(f, p)}) }},
+		{"VLAN on top", func(f *kernel.Fake, p string) {
+			f.Have(kernel.Link{Name: "top.9", Kind: "vlan", VLAN: 9, Lower: at(f, p)})
+		}},
 		{"bridge above", func(f *kernel.Fake, p string) {
 			br := f.Have(kernel.Link{Name: "br0", Kind: "bridge"})
 			f.Alter(p, func(l *kernel.Link) { l.Master = br })

@@ -20,16 +20,19 @@ func DiffVTEP(k kernel.Kernel, conf netconf.VTEP, vtep netip.Addr) ([]kernel.Ste
 	if err != nil {
 		return nil, err
 	}
-	link, err := k.Link(conf.Interface)
 	i := slices.IndexFunc(addrs, func(a kernel.Addr) bool { return a.Prefix.Addr() == vtep })
-	if i >= 0 && (err != nil || addrs[i].Link != link.Index || link.Up) {
-		return nil, nil
-	}
+	link, err := k.Link(conf.Interface)
 	if kernel.IsNotFound(err) {
+		if i >= 0 {
+			return nil, nil
+		}
 		return createDummy(conf.Interface, vtep), nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	if i >= 0 && (addrs[i].Link != link.Index || link.Up) {
+		return nil, nil
 	}
 	var steps []kernel.Step
 	if !link.Up {
@@ -43,7 +46,7 @@ func DiffVTEP(k kernel.Kernel, conf netconf.VTEP, vtep netip.Addr) ([]kernel.Ste
 
 func createDummy(name string, vtep netip.Addr) []kernel.Step {
 	return []kernel.Step{{
-		Name: "vtep.create", Text: fmt.Sprintf("make %s for the VTEP %s", name, vtep),
+		Name: "vtep.create", Text: fmt.Sprintf("make %s for the VTEP %s (lo serves where the kernel has no dummies)", name, vtep),
 		Do: func(k kernel.Kernel) error {
 			err := k.AddLink(kernel.Link{Name: name, Kind: "dummy"})
 			if err == nil || !kernel.IsNotSupported(err) {

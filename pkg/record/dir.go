@@ -195,8 +195,9 @@ func (d Dir) List() ([]Attachment, error) {
 // sweep removes a temp file that no living writer can still want.
 func sweep(path string, entry fs.DirEntry) error {
 	info, err := entry.Info()
-	if err != nil || time.Since(info.ModTime()) < staleAfter {
-		return nil // renamed meanwhile, or in use
+	gone := err != nil // renamed meanwhile
+	if gone || time.Since(info.ModTime()) < staleAfter {
+		return nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return cnierr.New(cnierr.IO, "sweep what a killed writer left: %w", err)
@@ -205,7 +206,7 @@ func sweep(path string, entry fs.DirEntry) error {
 }
 
 func (d Dir) read(path string) (Attachment, bool, error) {
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(path) //nolint:gosec // below the node's run directory
 	if isMissing(err) {
 		return Attachment{}, false, nil
 	}

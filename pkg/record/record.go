@@ -37,9 +37,9 @@ type Attachment struct {
 	MTU         int             `json:"mtu,omitempty"` // as the NetConf asked; 0: the parent's
 	Parent      string          `json:"parent"`
 	ParentDown  bool            `json:"parentDown,omitempty"` // it was already down at ADD, so that is no change
-	Shim        string          `json:"shim,omitempty"`      // the host shim's name; empty: the network has none
-	ISCSIDial   string          `json:"iscsiDial,omitempty"` // the address that Longhorn's v1 initiator dials
-	ISCSINote   string          `json:"iscsiNote,omitempty"` // why it isn't the one that the policy wanted
+	Shim        string          `json:"shim,omitempty"`       // the host shim's name; empty: the network has none
+	ISCSIDial   string          `json:"iscsiDial,omitempty"`  // the address that Longhorn's v1 initiator dials
+	ISCSINote   string          `json:"iscsiNote,omitempty"`  // why it isn't the one that the policy wanted
 	Chained     bool            `json:"chained,omitempty"`
 	IPAM        string          `json:"ipam,omitempty"`     // the allocating IPAM plugin's type
 	Delegate    json.RawMessage `json:"delegate,omitempty"` // the NetConf that it was called with
