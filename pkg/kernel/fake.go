@@ -3,6 +3,7 @@ package kernel
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -358,6 +359,9 @@ func (f *Fake) remove(index int) {
 		}
 	}
 	delete(f.floods, index)
+	if l := f.at(index); l != nil { // its sysctls go too
+		maps.DeleteFunc(f.sysctls, func(path, _ string) bool { return strings.Contains(path, "/conf/"+l.Name+"/") })
+	}
 	f.links = slices.DeleteFunc(f.links, func(l Link) bool { return l.Index == index })
 	f.addrs = slices.DeleteFunc(f.addrs, func(a Addr) bool { return a.Link == index })
 	f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Link == index })
@@ -576,8 +580,8 @@ func (f *Fake) route(r Route) string {
 	return strings.Replace(r.String(), fmt.Sprintf("dev #%d", r.Link), "dev "+f.nameOf(r.Link), 1)
 }
 
-// Dump is the whole state as text, in a stable order; lo's loopback address is
-// left out.
+// Dump is the whole state as text, in a stable order; lo's loopback address and
+// sysctls that read 0 are left out.
 func (f *Fake) Dump() string {
 	var lines []string
 	links := slices.SortedFunc(slices.Values(f.links), func(a, b Link) int { return cmp.Compare(a.Name, b.Name) })
@@ -624,7 +628,9 @@ func (f *Fake) dumpRest() []string {
 		}
 	}
 	for path, value := range f.sysctls {
-		lines = append(lines, "sysctl "+path+"="+value)
+		if value != "0" {
+			lines = append(lines, "sysctl "+path+"="+value)
+		}
 	}
 	slices.Sort(lines)
 	return lines
