@@ -54,6 +54,12 @@ type Desired struct {
 	// Owner says that the parent is the storage network's alone: its addresses of
 	// the network move to the shim. Otherwise the shim stands beside them.
 	Owner bool
+	// Excluded is what no pod of any node has, and Pods, where they are known for
+	// all nodes, are the parts that pods have: beside a parent's own addresses
+	// nothing else is routed over the shim, so that nodes go on reaching each other
+	// and their gateway over the parent, with its address.
+	Excluded []netip.Prefix
+	Pods     []netipx.IPRange
 	// Probe says that an address is looked for on the network before it is set.
 	Probe bool
 }
@@ -143,7 +149,8 @@ func settings(d Desired) []kernel.Setting {
 	}
 	list := []kernel.Setting{set("ipv4", "arp_ignore", "1"), set("ipv4", "arp_announce", "2"), set("ipv4", "rp_filter", "2"), set("ipv6", "accept_ra", "0")}
 	if slices.ContainsFunc(d.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		list = append(list, set("ipv6", "disable_ipv6", "0"), set("ipv6", "keep_addr_on_down", "1"))
+		list = append(list, set("ipv6", "disable_ipv6", "0"), set("ipv6", "keep_addr_on_down", "1"),
+			set("ipv6", "router_solicitation_delay", "0")) // which also is what duplicate address detection waits for (addrconf_dad_kick)
 	}
 	return list
 }
@@ -285,7 +292,7 @@ func routes(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 	var want []kernel.Route
 	if !d.Owner {
 		for i, a := range d.Addresses {
-			for _, p := range PodsPart(a.Masked(), d.Hosts[i]) {
+			for _, p := range d.podsPart(a.Masked(), d.Hosts[i]) {
 				want = append(want, kernel.Route{Dst: p, Link: link.Index, Src: a.Addr(), Protocol: kernel.RouteProtocol})
 			}
 		}
@@ -298,11 +305,20 @@ func routes(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 	return parent.DiffOwnRoutes(k, "shim.route", have, want)
 }
 
-// PodsPart is a network without its host range, as the fewest prefixes.
-func PodsPart(network, hosts netip.Prefix) []netip.Prefix {
-	var b netipx.IPSetBuilder
+// podsPart is the part of a network that pods have, as the fewest prefixes.
+func (d Desired) podsPart(network, hosts netip.Prefix) []netip.Prefix {
+	var b, pods netipx.IPSetBuilder
 	b.AddPrefix(network)
+	for _, r := range d.Pods {
+		pods.AddRange(r)
+	}
+	if known, err := pods.IPSet(); err == nil && len(d.Pods) > 0 {
+		b.Intersect(known)
+	}
 	b.RemovePrefix(hosts)
+	for _, p := range d.Excluded {
+		b.RemovePrefix(p)
+	}
 	set, err := b.IPSet()
 	if err != nil {
 		return nil // only prefixes that netipx calls invalid; the configuration's are checked

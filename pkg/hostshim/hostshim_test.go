@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go4.org/netipx"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
@@ -462,7 +463,18 @@ func TestPodsPart(t *testing.T) {
 		{"10.100.1.0/24", "192.168.0.0/24", []string{"10.100.1.0/24"}},
 		{"fd00::/126", "fd00::2/127", []string{"fd00::/127"}},
 	} {
-		got := PodsPart(netip.MustParsePrefix(c.network), netip.MustParsePrefix(c.hosts))
+		got := Desired{}.podsPart(netip.MustParsePrefix(c.network), netip.MustParsePrefix(c.hosts))
 		assert.Equal(t, prefixes(c.want...), append([]netip.Prefix(nil), got...), "%s without %s", c.network, c.hosts)
 	}
+}
+
+// Nodes' own addresses and the gateway's stay on the parent.
+func TestPodsPartIsNarrowed(t *testing.T) {
+	network, hosts := netip.MustParsePrefix("10.100.1.0/24"), netip.MustParsePrefix("10.100.1.0/28")
+	d := Desired{Excluded: prefixes("10.100.1.128/25")}
+	assert.Equal(t, prefixes("10.100.1.16/28", "10.100.1.32/27", "10.100.1.64/26"), d.podsPart(network, hosts))
+	d.Pods = []netipx.IPRange{netipx.MustParseIPRange("10.100.1.8-10.100.1.33"), netipx.MustParseIPRange("10.100.1.120-10.100.1.140")}
+	assert.Equal(t, prefixes("10.100.1.16/28", "10.100.1.32/31", "10.100.1.120/29"), d.podsPart(network, hosts))
+	d.Pods = []netipx.IPRange{netipx.MustParseIPRange("fd00::1-fd00::5")}
+	assert.Empty(t, d.podsPart(network, hosts))
 }

@@ -109,6 +109,8 @@ func (h hostLocal) sets() []set {
 
 func (hostLocal) fixed() []request { return nil }
 
+func (hostLocal) excluded() []netip.Prefix { return nil }
+
 // without splits every range around the host ranges. The old form has room for one
 // range only, so it is written as a set.
 func (h hostLocal) without(hosts []netip.Prefix) (json.RawMessage, bool) {

@@ -14,7 +14,13 @@ func (b *builder) addresses() {
 	alloc := b.allocator(section)
 	b.plan.IPAM.Type = section.typ.val
 	b.plan.IPAM.Ranges = alloc.networks()
+	b.plan.IPAM.Excluded = alloc.excluded()
 	ranges, key, raw := b.hostRanges(section)
+	for _, s := range alloc.sets() {
+		for _, part := range subtract(s.free, ranges) {
+			b.plan.IPAM.Pods = append(b.plan.IPAM.Pods, Range{First: part.first, Last: part.last})
+		}
+	}
 	if len(ranges) == 0 {
 		b.noShim(raw != nil)
 		b.tunnelApart(b.plan.IPAM.Ranges)

@@ -66,6 +66,7 @@ type allocator interface {
 	networks() []netip.Prefix // the whole ranges, masked
 	sets() []set              // each pod gets one address out of each
 	fixed() []request         // addresses that pods get whatever is free
+	excluded() []netip.Prefix // what it is told to give to nobody
 	// without is the ipam section with the host ranges kept out of it; false when
 	// nothing needs to change.
 	without(hosts []netip.Prefix) (json.RawMessage, bool)
@@ -96,6 +97,7 @@ type opaque struct{}
 func (opaque) networks() []netip.Prefix                       { return nil }
 func (opaque) sets() []set                                    { return nil }
 func (opaque) fixed() []request                               { return nil }
+func (opaque) excluded() []netip.Prefix                       { return nil }
 func (opaque) without([]netip.Prefix) (json.RawMessage, bool) { return nil, false }
 
 // static is the static plugin: a list of addresses, and those that the runtime asks for.
@@ -117,6 +119,7 @@ func (s static) networks() []netip.Prefix {
 
 func (s static) sets() []set                                    { return nil }
 func (s static) fixed() []request                               { return s.list }
+func (static) excluded() []netip.Prefix                         { return nil }
 func (s static) without([]netip.Prefix) (json.RawMessage, bool) { return nil, false }
 
 // fixedAddresses reads ipam.addresses, which static and Whereabouts have.

@@ -104,6 +104,8 @@ type ConflictDetection struct {
 type IPAM struct {
 	Type     string          // empty: a layer-2 interface without addresses
 	Ranges   []netip.Prefix  // the whole ranges it allocates from, as far as they can be read
+	Pods     []Range         // the parts of them that this node's pods get addresses from
+	Excluded []netip.Prefix  // what no pod gets on any node (exclude): other nodes' addresses, gateways
 	Delegate json.RawMessage // the NetConf to give the delegate: the input with the host range kept out of the ipam section
 }
 

@@ -122,6 +122,14 @@ func (p pools) sets() []set {
 
 func (p pools) fixed() []request { return p.others }
 
+func (p pools) excluded() []netip.Prefix {
+	var list []netip.Prefix
+	for _, r := range append([]poolRange{p.top}, p.more...) {
+		list = append(list, r.holes...)
+	}
+	return list
+}
+
 // without adds the host ranges to the excludes: at the top, where a range may
 // also come from Whereabouts' own file, and in each entry that they touch.
 func (p pools) without(hosts []netip.Prefix) (json.RawMessage, bool) {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"go4.org/netipx"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/fault"
@@ -388,7 +389,21 @@ func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
 		MAC:       place.MAC(r.Node, r.state.Place.Index, r.plan.Parent.Name, "shim "+r.plan.HostShim.Name),
 		Addresses: r.state.Addrs, Hosts: r.plan.HostShim.Ranges,
 		Owner: r.owner(), Probe: r.plan.Conflict.Enabled,
+		Excluded: r.plan.IPAM.Excluded, Pods: r.podsEverywhere(),
 	})
+}
+
+// podsEverywhere are the parts of the ranges that pods of any node have. Without
+// a cluster each node may give out a part of its own, so that isn't known.
+func (r *run) podsEverywhere() []netipx.IPRange {
+	if r.plan.IPAM.Type != "whereabouts" && r.Node.Kubeconfig == "" {
+		return nil
+	}
+	var list []netipx.IPRange
+	for _, p := range r.plan.IPAM.Pods {
+		list = append(list, netipx.IPRangeFrom(p.First, p.Last))
+	}
+	return list
 }
 
 // announceRaise notes on disk that pods' interfaces are to be restored, before
