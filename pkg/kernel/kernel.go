@@ -143,6 +143,11 @@ func (r Route) String() string {
 // mostly taken in /etc/iproute2/rt_protos).
 const RouteProtocol = 211
 
+// Guard names the device that DelChildless makes on a device while it deletes it.
+// One that is there at any other time was left by a killed process; it keeps
+// children away.
+func Guard(index int) string { return fmt.Sprintf("lhsdel%d", index) }
+
 // ErrHasChildren is returned by DelChildless.
 var ErrHasChildren = errors.New("the device has macvlan children")
 

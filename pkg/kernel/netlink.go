@@ -251,7 +251,7 @@ func (k *Netlink) DelLink(index int) error {
 // question, and the answer stays true until the device is gone, its passthru
 // child with it.
 func (k *Netlink) DelChildless(index int) error {
-	guard := fmt.Sprintf("lhsdel%d", index)
+	guard := Guard(index)
 	err := k.AddLink(Link{Name: guard, Kind: "macvlan", Lower: index, Macvlan: Macvlan{Mode: "passthru"}})
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("delete device #%d: %w", index, ErrHasChildren)
@@ -259,10 +259,25 @@ func (k *Netlink) DelChildless(index int) error {
 	if err != nil && !errors.Is(err, unix.EEXIST) { // a guard left by a killed process serves as well
 		return err
 	}
-	if err := fault.At("ensure.parent.guarded"); err != nil {
+	err = fault.At("ensure.parent.guarded")
+	if err == nil {
+		err = k.DelLink(index)
+	}
+	if err != nil {
+		return errors.Join(err, k.delGuard(guard))
+	}
+	return nil
+}
+
+func (k *Netlink) delGuard(name string) error {
+	link, err := k.Link(name)
+	if IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return k.DelLink(index)
+	return k.DelLink(link.Index)
 }
 
 // Addrs implements Kernel.

@@ -58,7 +58,11 @@ func Diff(k kernel.Kernel, d Desired) ([]kernel.Step, error) {
 	if steps, err := mismatch(k, d, link); err != nil || steps != nil {
 		return steps, err
 	}
-	steps := inPlace(d, link)
+	steps, err := unguard(k, link)
+	if err != nil {
+		return nil, err
+	}
+	steps = append(steps, inPlace(d, link)...)
 	sysctls, err := sysctls(k, d, link)
 	if err != nil {
 		return nil, err
@@ -187,6 +191,22 @@ func family(local netip.Addr) string {
 		return "IPv6"
 	}
 	return "IPv4"
+}
+
+// unguard removes what a killed deletion of the parent left on it, now that the
+// parent is to stay.
+func unguard(k kernel.Kernel, link kernel.Link) ([]kernel.Step, error) {
+	guard, err := k.Link(kernel.Guard(link.Index))
+	if kernel.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []kernel.Step{{
+		Name: "parent.unguard", Text: fmt.Sprintf("delete %s, which an interrupted deletion of %s left", guard.Name, link.Name),
+		Do: func(k kernel.Kernel) error { return ignore(k.DelLink(guard.Index), kernel.IsNotFound) },
+	}}, nil
 }
 
 func vlansOn(k kernel.Kernel, link kernel.Link) []string {

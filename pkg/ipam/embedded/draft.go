@@ -120,7 +120,7 @@ func (s *Store) swap(path, name, point string) error {
 	if err := fault.At(point + ".drafted"); err != nil {
 		return err
 	}
-	stage := filepath.Join(s.boot, "stage") // one is enough: there is one lock
+	stage := s.stage()
 	if err := remove(stage); err != nil {
 		return err
 	}
@@ -128,13 +128,16 @@ func (s *Store) swap(path, name, point string) error {
 		return ioError("change a claim", err)
 	}
 	if err := fault.At(point + ".staged"); err != nil {
-		return err
+		return errors.Join(err, remove(stage))
 	}
 	if err := os.Rename(stage, s.claimPath(name)); err != nil {
-		return ioError("change a claim", err)
+		return errors.Join(ioError("change a claim", err), remove(stage))
 	}
 	return nil
 }
+
+// stage is the link that a changed claim is renamed from. One is enough: there is one lock.
+func (s *Store) stage() string { return filepath.Join(s.boot, "stage") }
 
 // remove removes the claim name if doomed says so, and its draft after it. The
 // caller has the lock. A claim that is gone is no error.

@@ -260,7 +260,7 @@ func (s *Store) ReleaseAll(ctx context.Context, owner ipam.Owner) error {
 			}
 			errs = append(errs, err)
 		}
-		errs = append(errs, s.sweep())
+		errs = append(errs, remove(s.stage()), s.sweep())
 		return errors.Join(errs...)
 	})
 }
