@@ -19,6 +19,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
@@ -80,13 +81,14 @@ func (n *Node) NewNetns() (ns.NetNS, error) {
 	return netns, nil
 }
 
-// Close removes the node's namespaces, with what is in them.
+// Close removes the node's namespaces, with what is in them. They are detached: a
+// mount namespace that another program has just made may hold a copy.
 func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var faults []error
 	for _, netns := range n.spaces {
-		faults = append(faults, netns.Close(), testutils.UnmountNS(netns))
+		faults = append(faults, netns.Close(), unix.Unmount(netns.Path(), unix.MNT_DETACH), os.Remove(netns.Path()))
 	}
 	n.spaces = nil
 	return errors.Join(faults...)
