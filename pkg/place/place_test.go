@@ -115,6 +115,8 @@ func TestPrecedence(t *testing.T) {
 			Place{Index: 5, VTEP: addrs("10.100.100.5")[0], Shim: addrs("10.100.1.5")}},
 		{"last of another range isn't used, its index is", vxlan(), 0, Seen{}, Place{Index: 5, Shim: addrs("192.168.0.9"), VTEP: addrs("192.168.1.9")[0]},
 			Place{Index: 5, VTEP: addrs("10.100.100.5")[0], Shim: addrs("10.100.1.5")}},
+		{"a held address tells the index before the disk does", vxlan(), 0, Seen{OnShim: addrs("10.100.1.9")}, Place{Index: 2},
+			Place{Index: 9, VTEP: addrs("10.100.100.9")[0], Shim: addrs("10.100.1.9")}},
 		{"VTEP tells the index", vxlan(), 0, Seen{Local: addrs("192.168.0.1", vtep7)}, Place{},
 			Place{Index: 7, VTEP: addrs(vtep7)[0], Shim: addrs("10.100.1.7")}},
 		{"index before the VTEP's", vxlan(), 2, Seen{Local: addrs(vtep7)}, Place{},
