@@ -16,9 +16,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +37,13 @@ const modulePath = "module github.com/lhstorage/lhstorage\n"
 
 // ownMains are lhstorage's programs, those that a node or a person runs.
 var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "cmd/lhstoragectl"}
+
+// programNames are the programs of tools modules that go build would not call
+// what everyone calls them: their package, then their name.
+var programNames = map[string]map[string]string{
+	"kubernetes":  {"server": "etcd"},
+	"whereabouts": {"cmd": "whereabouts", "controlloop": "ip-control-loop", "nodeslicecontroller": "node-slice-controller"},
+}
 
 // keepOwn is how long a build of our own binaries outlives its last use. It is
 // longer than any test run.
@@ -67,7 +76,8 @@ func Ours(tb TB, tags ...string) string {
 }
 
 // Module builds the tools of one of the modules beside this file ("stock": the
-// stock CNI plugins and cnitool) unless they are in the cache, and returns the
+// stock CNI plugins and cnitool; "kubernetes": etcd, kube-apiserver and kubectl;
+// "multus"; "whereabouts") unless they are in the cache, and returns the
 // directory that holds them. Any number of processes may ask at once: one builds.
 func Module(ctx context.Context, name string) (string, error) {
 	root, err := Root()
@@ -75,13 +85,25 @@ func Module(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	module := filepath.Join(root, "integration", "tools", name)
-	key, err := moduleKey(module)
+	key, err := moduleKey(module, programNames[name])
 	if err != nil {
 		return "", fmt.Errorf("tools module %s: %w", name, err)
 	}
 	return cached(ctx, name, key, func(dir string) error {
-		return goBuild(ctx, module, dir, nil, []string{"tool"})
+		if err := goBuild(ctx, module, dir, nil, []string{"tool"}); err != nil {
+			return err
+		}
+		return rename(dir, programNames[name])
 	})
+}
+
+// rename gives the programs in dir the names that they are known by.
+func rename(dir string, names map[string]string) error {
+	var faults []error
+	for from, to := range names {
+		faults = append(faults, os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)))
+	}
+	return errors.Join(faults...)
 }
 
 // Own builds lhstorage's programs from the checkout, with the given build tags,
@@ -259,8 +281,52 @@ func goBuild(ctx context.Context, dir, out string, tags, packages []string) erro
 	return nil
 }
 
+// Version is the version of a module that the tools module called name is built
+// from.
+func Version(name, path string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(root, "integration", "tools", name, "go.mod")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("tools module %s: %w", name, err)
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(strings.TrimPrefix(line, "require "))
+		if len(fields) >= 2 && fields[0] == path && strings.HasPrefix(fields[1], "v") {
+			return fields[1], nil
+		}
+	}
+	return "", fmt.Errorf("tools module %s: %s doesn't require %s", name, file, path)
+}
+
+// Source is the directory with the source of a module that the tools module
+// called name is built from: for what is shipped beside the programs, as
+// CustomResourceDefinitions are. It is downloaded if it isn't there any more.
+func Source(ctx context.Context, name, path string) (string, error) {
+	version, err := Version(name, path)
+	if err != nil {
+		return "", err
+	}
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", path+"@"+version)
+	cmd.Dir = filepath.Join(root, "integration", "tools", name) // its go.sum vouches for the content
+	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=readonly", "GOWORK=off")
+	output, err := cmd.Output()
+	var module struct{ Dir, Error string }
+	if err := errors.Join(err, json.Unmarshal(output, &module)); err != nil {
+		return "", fmt.Errorf("find the source of %s@%s: %w: %s", path, version, err, module.Error)
+	}
+	return module.Dir, nil
+}
+
 // moduleKey is a digest of all that decides what a tools module builds.
-func moduleKey(dir string) (string, error) {
+func moduleKey(dir string, names map[string]string) (string, error) {
 	parts := [][]byte{[]byte(runtime.Version())}
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
@@ -268,6 +334,9 @@ func moduleKey(dir string) (string, error) {
 			return "", err
 		}
 		parts = append(parts, data)
+	}
+	for _, from := range slices.Sorted(maps.Keys(names)) {
+		parts = append(parts, []byte(from+"="+names[from]))
 	}
 	return digest(parts...), nil
 }

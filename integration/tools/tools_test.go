@@ -104,6 +104,36 @@ func TestStockModule(t *testing.T) {
 	require.Contains(t, string(out), `"1.1.0"`)
 }
 
+func TestVersionIsWhatTheModuleAsksFor(t *testing.T) {
+	for _, c := range []struct{ module, path, want string }{
+		{"kubernetes", "k8s.io/kubernetes", "v1.36.3"},
+		{"kubernetes", "go.etcd.io/etcd/server/v3", "v3.6.8"},
+		{"multus", "gopkg.in/k8snetworkplumbingwg/multus-cni.v4", "v4.2.3"},
+		{"whereabouts", "github.com/k8snetworkplumbingwg/whereabouts", "v0.9.2"},
+	} {
+		got, err := Version(c.module, c.path)
+		require.NoError(t, err)
+		require.Equal(t, c.want, got)
+	}
+	_, err := Version("multus", "example.org/none")
+	require.ErrorContains(t, err, "example.org/none")
+}
+
+func TestSourceHasWhatIsShippedBesideThePrograms(t *testing.T) {
+	dir, err := Source(t.Context(), "multus", "gopkg.in/k8snetworkplumbingwg/multus-cni.v4")
+	require.NoError(t, err)
+	require.FileExists(t, filepath.Join(dir, "deployments", "multus-daemonset-thick.yml"))
+}
+
+func TestRenameGivesProgramsTheirNames(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "server"), []byte("etcd"), 0o600))
+	require.NoError(t, rename(dir, map[string]string{"server": "etcd"}))
+	require.NoFileExists(t, filepath.Join(dir, "server"))
+	require.FileExists(t, filepath.Join(dir, "etcd"))
+	require.ErrorContains(t, rename(dir, map[string]string{"gone": "x"}), "gone")
+}
+
 func TestUnknownModuleIsNamed(t *testing.T) {
 	_, err := Module(t.Context(), "no-such-module")
 	require.ErrorContains(t, err, "no-such-module")
