@@ -169,15 +169,16 @@ func addresses(ctx context.Context, k kernel.Kernel, n Neighbours, d Desired, li
 		if holder, ok := elsewhere(all, want.Addr(), link.Index, lower.Index, d.Owner); ok {
 			return nil, held(k, want.Addr(), holder)
 		}
-		has := slices.ContainsFunc(all, func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == want.Addr() })
-		if i := slices.IndexFunc(all, func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == want.Addr() && a.DADFailed }); i >= 0 {
-			has = false // the kernel never tries it again
-			steps = append(steps, kernel.Step{Name: "shim.duplicate", Text: fmt.Sprintf("take %s, found a duplicate, off %s", want.Addr(), d.Name),
-				Do: func(k kernel.Kernel) error { return k.DelAddr(all[i]) }})
-		}
+		i := slices.IndexFunc(all, func(a kernel.Addr) bool { return a.Link == link.Index && a.Prefix.Addr() == want.Addr() })
 		moving := slices.ContainsFunc(all, func(a kernel.Addr) bool { return a.Link == lower.Index && a.Prefix.Addr() == want.Addr() })
-		if !has {
+		switch {
+		case i >= 0 && all[i].DADFailed: // the kernel never tries it again
+			steps = append(steps, kernel.Step{Name: "shim.duplicate", Text: fmt.Sprintf("take %s, found a duplicate, off %s", want.Addr(), d.Name),
+				Do: func(k kernel.Kernel) error { return k.DelAddr(all[i]) }}, add(ctx, n, d, link, want, d.Probe && !moving))
+		case i < 0:
 			steps = append(steps, add(ctx, n, d, link, want, d.Probe && !moving))
+		case all[i].Tentative: // nobody can use it yet; who set it may have been killed
+			steps = append(steps, settle(ctx, n, d, link, all[i]))
 		}
 	}
 	if d.Owner {
@@ -230,6 +231,19 @@ func add(ctx context.Context, n Neighbours, d Desired, link kernel.Link, want ne
 				if err := n.Settle(ctx, link, addr.Prefix.Addr()); err != nil {
 					return fmt.Errorf("%w%s", err, takeOff(k, addr))
 				}
+			}
+			return n.Announce(link, []netip.Addr{addr.Prefix.Addr()})
+		},
+	}
+}
+
+// settle waits until the kernel lets an address be used.
+func settle(ctx context.Context, n Neighbours, d Desired, link kernel.Link, addr kernel.Addr) kernel.Step {
+	return kernel.Step{
+		Name: "shim.settle", Text: fmt.Sprintf("wait for the kernel's duplicate address detection for %s on %s", addr.Prefix.Addr(), d.Name),
+		Do: func(kernel.Kernel) error {
+			if err := n.Settle(ctx, link, addr.Prefix.Addr()); err != nil {
+				return err // a duplicate is taken off by the next round of differences
 			}
 			return n.Announce(link, []netip.Addr{addr.Prefix.Addr()})
 		},
