@@ -3,7 +3,6 @@
 package fault
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,7 +83,7 @@ func TestKill(t *testing.T) {
 	cmd.Env = append(os.Environ(), "FAULT_TEST_CHILD=1", "LHSTORAGE_FAULT=add.child=kill", "LHSTORAGE_FAULT_TRACE="+trace)
 	err := cmd.Run()
 	var exit *exec.ExitError
-	require.True(t, errors.As(err, &exit), "%v", err)
+	require.ErrorAs(t, err, &exit)
 	status, ok := exit.Sys().(syscall.WaitStatus)
 	require.True(t, ok)
 	assert.Equal(t, syscall.SIGKILL, status.Signal())

@@ -50,8 +50,12 @@ func (r *recorder) Announce(link kernel.Link, addrs []netip.Addr) error {
 }
 
 func (r *recorder) Settle(_ context.Context, link kernel.Link, addr netip.Addr) error {
-	if err := r.note("settle", link, addr); err != nil || addr.String() != r.settled {
+	if err := r.note("settle", link, addr); err != nil {
 		return err
+	}
+	if addr.String() != r.settled {
+		r.f.DAD(addr.String(), false, false)
+		return nil
 	}
 	return cnierr.New(cnierr.DuplicateAddress, "%s failed duplicate address detection", addr)
 }
@@ -111,7 +115,7 @@ func at(f *kernel.Fake, name string) int {
 	return l.Index
 }
 
-func settle(f *kernel.Fake, r *recorder, d Desired) error {
+func bring(f *kernel.Fake, r *recorder, d Desired) error {
 	for range 5 {
 		steps, err := Diff(context.Background(), f, r, d)
 		if err != nil || len(steps) == 0 {
@@ -158,7 +162,7 @@ func TestAFreshShim(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f, r := host()
-			require.NoError(t, settle(f, r, c.desired))
+			require.NoError(t, bring(f, r, c.desired))
 			assert.Equal(t, c.want, f.Log)
 			l, err := f.Link(shim)
 			require.NoError(t, err)
@@ -222,7 +226,7 @@ func TestAddressesMoveInThisOrder(t *testing.T) {
 			for _, a := range c.onShim {
 				f.AddrOn(shim, a)
 			}
-			require.NoError(t, settle(f, r, c.desired))
+			require.NoError(t, bring(f, r, c.desired))
 			assert.Equal(t, c.want, f.Log)
 		})
 	}
@@ -240,7 +244,7 @@ func TestAMoveMayFailAnywhere(t *testing.T) {
 		return f, r
 	}
 	clean, r := start()
-	require.NoError(t, settle(clean, r, dual(onVXLAN())))
+	require.NoError(t, bring(clean, r, dual(onVXLAN())))
 	require.Len(t, clean.Log, 16)
 	for i, call := range clean.Log {
 		f, r := start()
@@ -258,7 +262,7 @@ func TestAMoveMayFailAnywhere(t *testing.T) {
 			assert.Contains(t, f.Dump(), "address "+a+"/", "when %q failed", call)
 		}
 		f.Fail = nil
-		require.NoError(t, settle(f, r, dual(onVXLAN())))
+		require.NoError(t, bring(f, r, dual(onVXLAN())))
 		assert.Equal(t, clean.Dump(), f.Dump(), "after %q failed", call)
 	}
 }
@@ -302,8 +306,14 @@ func TestDuplicates(t *testing.T) {
 			r.probed = "fd00::2"
 			f.AddrOn(shim, "10.100.1.2/24")
 			f.AddrOn(shim, "fd00::2/64")
-			f.FailDAD("fd00::2")
+			f.DAD("fd00::2", false, true)
 		}, dual(onVXLAN()), "02:00:00:00:00:99"},
+		{"found by the kernel after the process was killed", func(f *kernel.Fake, r *recorder) {
+			r.settled = "fd00::2"
+			f.AddrOn(shim, "10.100.1.2/24")
+			f.AddrOn(shim, "fd00::2/64")
+			f.DAD("fd00::2", true, false)
+		}, dual(onVXLAN()), "failed duplicate address detection"},
 		{"on another device of this host", func(f *kernel.Fake, _ *recorder) { f.AddrOn("eth0", "10.100.1.2/24") }, onVXLAN(), "is on eth0 of this node already"},
 		{"the NIC's own", func(f *kernel.Fake, _ *recorder) { f.AddrOn("eth0", "10.100.1.2/24") },
 			with(onNIC(), func(d *Desired) { d.Parent = "eth0" }), "is on eth0 of this node already"},
@@ -312,7 +322,7 @@ func TestDuplicates(t *testing.T) {
 			f, r := host()
 			script(f, c.desired.Parent)
 			c.prepare(f, r)
-			err := settle(f, r, c.desired)
+			err := bring(f, r, c.desired)
 			assert.Equal(t, cnierr.DuplicateAddress, cnierr.CodeOf(err), err)
 			require.ErrorContains(t, err, c.want)
 			addrs, err := f.Addrs()
@@ -327,8 +337,8 @@ func TestDuplicates(t *testing.T) {
 		f, r := host()
 		script(f, vx)
 		f.AddrOn(shim, "fd00::2/64")
-		f.FailDAD("fd00::2")
-		require.NoError(t, settle(f, r, dual(onVXLAN())))
+		f.DAD("fd00::2", false, true)
+		require.NoError(t, bring(f, r, dual(onVXLAN())))
 		addrs, err := f.Addrs()
 		require.NoError(t, err)
 		assert.NotContains(t, fmt.Sprint(addrs), "true true}")
@@ -343,7 +353,7 @@ func TestDuplicates(t *testing.T) {
 			}
 			return nil
 		}
-		err := settle(f, r, onVXLAN())
+		err := bring(f, r, onVXLAN())
 		assert.Equal(t, cnierr.DuplicateAddress, cnierr.CodeOf(err))
 		assert.ErrorContains(t, err, "could not be taken off again")
 	})
@@ -367,7 +377,7 @@ func TestForeignDevices(t *testing.T) {
 			c.link.Name = shim
 			f.Have(c.link)
 			before := f.Dump()
-			err := settle(f, r, onVXLAN())
+			err := bring(f, r, onVXLAN())
 			assert.Equal(t, cnierr.IncompatibleParent, cnierr.CodeOf(err), err)
 			for _, text := range []string{c.want, shim, "hostShim.name"} {
 				assert.ErrorContains(t, err, text)
@@ -381,17 +391,17 @@ func TestForeignDevices(t *testing.T) {
 // Our own shim follows its parent's MTU, an adopted one keeps what it came with.
 func TestMTU(t *testing.T) {
 	f, r := host()
-	require.NoError(t, settle(f, r, onVXLAN()))
+	require.NoError(t, bring(f, r, onVXLAN()))
 	require.NoError(t, f.SetLink(at(f, vx), kernel.Change{MTU: new(8950)}))
 	f.Log = nil
-	require.NoError(t, settle(f, r, onVXLAN()))
+	require.NoError(t, bring(f, r, onVXLAN()))
 	assert.Equal(t, []string{"set lhnet1-host mtu=8950"}, f.Log)
 
 	f, r = host()
 	script(f, vx)
 	require.NoError(t, f.SetLink(at(f, shim), kernel.Change{MTU: new(1300)}))
 	f.Log = nil
-	require.NoError(t, settle(f, r, with(onVXLAN(), func(d *Desired) { d.Probe = false })))
+	require.NoError(t, bring(f, r, with(onVXLAN(), func(d *Desired) { d.Probe = false })))
 	assert.NotContains(t, strings.Join(f.Log, ";"), "mtu")
 }
 
@@ -399,7 +409,7 @@ func TestMTU(t *testing.T) {
 func TestRepairs(t *testing.T) {
 	f, r := host()
 	require.NoError(t, f.SetSysctl(kernel.ConfPath("ipv6", shim, "accept_ra"), "1")) // as it is by default
-	require.NoError(t, settle(f, r, onNIC()))
+	require.NoError(t, bring(f, r, onNIC()))
 	golden := f.Dump()
 	own := func() kernel.Route {
 		routes, err := f.Routes(kernel.RouteProtocol)
@@ -421,10 +431,10 @@ func TestRepairs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			disturb()
-			require.NoError(t, settle(f, r, onNIC()))
+			require.NoError(t, bring(f, r, onNIC()))
 			assert.Equal(t, golden, f.Dump())
 			calls := len(f.Log)
-			require.NoError(t, settle(f, r, onNIC()))
+			require.NoError(t, bring(f, r, onNIC()))
 			assert.Len(t, f.Log, calls, "a second run changes nothing")
 		})
 	}
@@ -434,7 +444,7 @@ func TestRepairs(t *testing.T) {
 func TestForeignRouteBeside(t *testing.T) {
 	f, r := host()
 	f.RouteVia("10.100.1.128/25", "eth0", 0)
-	require.NoError(t, settle(f, r, onNIC()))
+	require.NoError(t, bring(f, r, onNIC()))
 	routes, err := f.Routes(kernel.RouteProtocol)
 	require.NoError(t, err)
 	assert.Len(t, routes, 3)
@@ -446,7 +456,7 @@ func TestAPortAsParent(t *testing.T) {
 	br := f.Have(kernel.Link{Name: "br0", Kind: "bridge"})
 	f.Alter("eth0", func(l *kernel.Link) { l.Master = br })
 	f.Fail = func(string) error { return assert.AnError }
-	err := settle(f, r, onNIC())
+	err := bring(f, r, onNIC())
 	require.ErrorIs(t, err, assert.AnError)
 	assert.ErrorContains(t, err, "eth0 is a port of another device")
 }

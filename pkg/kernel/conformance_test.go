@@ -388,12 +388,11 @@ var scripts = map[string][]op{
 func TestFakeAndKernelAgree(t *testing.T) {
 	for name, script := range scripts {
 		t.Run(name, func(t *testing.T) {
-			model := fakeWorld(t)
-			play(model, script)
+			play(fakeWorld(t), script)
 			t.Run("real", func(t *testing.T) {
-				fake, real := play(fakeWorld(t), script), play(realWorld(t), script)
+				model, kernel := play(fakeWorld(t), script), play(realWorld(t), script)
 				for i, o := range script {
-					require.Equal(t, fake[i], real[i], o.text)
+					require.Equal(t, model[i], kernel[i], o.text)
 				}
 			})
 		})

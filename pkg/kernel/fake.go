@@ -90,11 +90,13 @@ func (f *Fake) AddrOn(device, prefix string) {
 	f.putAddr(Addr{Link: f.must(device).Index, Prefix: netip.MustParsePrefix(prefix)})
 }
 
-// FailDAD marks an IPv6 address as found a duplicate.
-func (f *Fake) FailDAD(addr string) {
+// DAD says how far the kernel is with duplicate address detection for an IPv6
+// address: still at it, found a duplicate (then the address stays tentative), or
+// neither.
+func (f *Fake) DAD(addr string, tentative, failed bool) {
 	for i := range f.addrs {
 		if f.addrs[i].Prefix.Addr() == netip.MustParseAddr(addr) {
-			f.addrs[i].Tentative, f.addrs[i].DADFailed = true, true
+			f.addrs[i].Tentative, f.addrs[i].DADFailed = tentative || failed, failed
 		}
 	}
 }

@@ -157,9 +157,9 @@ func TestOptionalKinds(t *testing.T) {
 				if err := script[0].do(realWorld(t)); IsNotSupported(err) {
 					t.Skipf("this kernel makes no %s devices: %v", kind, err)
 				}
-				fake, real := play(fakeWorld(t), script), play(realWorld(t), script)
+				model, kernel := play(fakeWorld(t), script), play(realWorld(t), script)
 				for i, o := range script {
-					require.Equal(t, fake[i], real[i], o.text)
+					require.Equal(t, model[i], kernel[i], o.text)
 				}
 			})
 		})

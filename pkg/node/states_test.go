@@ -92,7 +92,11 @@ func (n quietNeighbours) Announce(l kernel.Link, _ []netip.Addr) error {
 }
 
 func (n quietNeighbours) Settle(_ context.Context, l kernel.Link, a netip.Addr) error {
-	return n.note("settle "+a.String(), l.Name)
+	if err := n.note("settle "+a.String(), l.Name); err != nil {
+		return err
+	}
+	n.f.DAD(a.String(), false, false)
+	return nil
 }
 
 func addrs(texts ...string) []netip.Addr {
@@ -435,7 +439,8 @@ var families = []family{
 			{name: "address on the parent too", disturb: both(sysctl("net/ipv6/conf/"+vx+"/disable_ipv6", "0"), on(vx, "fd00::2/64"))},
 			{name: "address on the parent alone", disturb: both(both(gone(shim), sysctl("net/ipv6/conf/"+vx+"/disable_ipv6", "0")), on(vx, "fd00::2/64"))},
 			{name: "IPv6 off on the shim", disturb: sysctl("net/ipv6/conf/"+shim+"/disable_ipv6", "1")},
-			{name: "found a duplicate, which is gone", disturb: func(f *kernel.Fake) { f.FailDAD("fd00::2") }},
+			{name: "found a duplicate, which is gone", disturb: func(f *kernel.Fake) { f.DAD("fd00::2", false, true) }},
+			{name: "duplicate address detection is running", disturb: func(f *kernel.Fake) { f.DAD("fd00::2", true, false) }},
 			{name: "the shim is down", disturb: down(shim)},
 			{name: "the shim went", disturb: gone(shim)},
 			{name: "one peer less", change: func(p *netconf.Plan) { p.Parent.Peers = addrs("fd09::1") }, differs: []string{"  flood fd09::3\n", ""}},
@@ -534,9 +539,9 @@ func TestGoldenStates(t *testing.T) {
 // same text.
 func TestEveryCallMayFail(t *testing.T) {
 	for _, fam := range families {
-		var any func() *kernel.Fake
+		var one func() *kernel.Fake
 		for start, build := range fam.starts {
-			any = build
+			one = build
 			t.Run(fam.name+"/start "+start, func(t *testing.T) {
 				failEach(t, fam, asConfigured, func() *world { return newWorld(t, build(), fam.index) })
 			})
@@ -547,7 +552,7 @@ func TestEveryCallMayFail(t *testing.T) {
 			}
 			t.Run(fam.name+"/"+s.name, func(t *testing.T) {
 				failEach(t, fam, s, func() *world {
-					w := newWorld(t, any(), fam.index)
+					w := newWorld(t, one(), fam.index)
 					require.NoError(t, w.ensure(fam.plan()))
 					if s.disturb != nil {
 						s.disturb(w.f)
