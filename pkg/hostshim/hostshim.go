@@ -241,9 +241,13 @@ func add(ctx context.Context, n Neighbours, d Desired, link kernel.Link, want ne
 func settle(ctx context.Context, n Neighbours, d Desired, link kernel.Link, addr kernel.Addr) kernel.Step {
 	return kernel.Step{
 		Name: "shim.settle", Text: fmt.Sprintf("wait for the kernel's duplicate address detection for %s on %s", addr.Prefix.Addr(), d.Name),
-		Do: func(kernel.Kernel) error {
-			if err := n.Settle(ctx, link, addr.Prefix.Addr()); err != nil {
-				return err // a duplicate is taken off by the next round of differences
+		Do: func(k kernel.Kernel) error {
+			err := n.Settle(ctx, link, addr.Prefix.Addr())
+			if cnierr.CodeOf(err) == cnierr.DuplicateAddress {
+				return fmt.Errorf("%w%s", err, takeOff(k, addr))
+			}
+			if err != nil { // it takes longer than we wait, without a carrier for one
+				return err
 			}
 			return n.Announce(link, []netip.Addr{addr.Prefix.Addr()})
 		},
