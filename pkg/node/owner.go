@@ -38,9 +38,8 @@ func (r *run) loadOwner() (o owner, err error) {
 	if err != nil {
 		return owner{}, cnierr.New(cnierr.IO, "read which network parent %s follows: %w", r.plan.Parent.Name, err)
 	}
-	torn := json.Unmarshal(data, &o) != nil
-	if torn {
-		return owner{}, nil
+	if json.Unmarshal(data, &o) != nil {
+		return owner{}, nil //nolint:nilerr // a torn file is no answer
 	}
 	return o, nil
 }
