@@ -103,6 +103,31 @@ func TestFlatNICAfterDel(t *testing.T) {
 	requireLegs(t, leg{"host-gateway", n1.space, netip.MustParseAddr("192.168.77.1")})
 }
 
+// A shim that a script made beside the NIC has the subnet's whole length, so the
+// host reaches its own pods or the rest of the subnet by chance. Adopted, it keeps
+// its address, but not that length, and what ran goes on.
+func TestFlatNICAdoptsAScriptsShim(t *testing.T) {
+	t.Parallel()
+	lan := newLAN(t)
+	n1, n2 := onLAN(t, lan, 1), onLAN(t, lan, 2)
+	for _, n := range []*node{n1, n2} {
+		n.sh(t, `ip link add link eth0 lhnet1-host type macvlan mode bridge
+			sysctl -qw net.ipv4.conf.lhnet1-host.arp_ignore=1
+			ip addr add %s/24 dev lhnet1-host
+			ip link set lhnet1-host up`, flatShim(n.file.Index+1)) // not the one of its index
+	}
+	flow := n2.flow(t, "host to the other host's shim", flatShim(2))
+	a, beside, b := n1.pod(t, "a"), n1.pod(t, "beside"), n2.pod(t, "b")
+	n1.add(t, a, n1.flat())
+	n1.add(t, beside, n1.flat())
+	n2.add(t, b, n2.flat())
+	requireLossless(t, flow)
+	assert.Equal(t, []string{flatShim(2).String() + "/32"}, n1.addrs(t, "lhnet1-host"))
+	requireLegs(t, append(legsOf(n1, n2, flatShim(2), flatShim(3), a, beside, b),
+		leg{"host-NIC of the other host", n1.space, nicAddr(2)},
+		leg{"host-gateway", n1.space, netip.MustParseAddr("192.168.77.1")})...)
+}
+
 // learned are the MACs that asker learns for addr in n tries that each begin with
 // an empty neighbour table.
 func learned(t *testing.T, asker space, device string, addr netip.Addr, tries int) map[string]int {

@@ -98,7 +98,12 @@ func Diff(ctx context.Context, k kernel.Kernel, n Neighbours, d Desired) ([]kern
 	}
 	steps = append(steps, addresses...)
 	routes, err := routes(k, d, link)
-	return append(steps, routes...), err
+	if err != nil {
+		return nil, err
+	}
+	steps = append(steps, routes...)
+	lengths, err := lengths(k, d, link)
+	return append(steps, lengths...), err
 }
 
 func create(d Desired, lower kernel.Link) kernel.Step {
@@ -208,10 +213,7 @@ func held(k kernel.Kernel, addr netip.Addr, holder int) error {
 }
 
 func add(ctx context.Context, n Neighbours, d Desired, link kernel.Link, want netip.Prefix, probe bool) kernel.Step {
-	prefix := want
-	if !d.Owner {
-		prefix = netip.PrefixFrom(want.Addr(), want.Addr().BitLen())
-	}
+	prefix := d.length(want)
 	addr := kernel.Addr{Link: link.Index, Prefix: prefix, NoDAD: !probe}
 	return kernel.Step{
 		Name: "shim.address", Text: fmt.Sprintf("give %s the address %s", d.Name, prefix),
@@ -299,6 +301,45 @@ func moves(n Neighbours, d Desired, all []kernel.Addr, link, lower kernel.Link) 
 		})
 	}
 	return steps
+}
+
+// length is the prefix that an address has on the shim.
+func (d Desired) length(want netip.Prefix) netip.Prefix {
+	if d.Owner {
+		return want
+	}
+	return netip.PrefixFrom(want.Addr(), want.Addr().BitLen())
+}
+
+// lengths mends the prefix length that a script gave an address which the shim
+// keeps: beside a NIC's address of the same network it would bring a second route
+// to the whole of it. It comes after the routes, and the right one is there before
+// the wrong one goes. IPv6 allows an address once on a device, so there a length
+// could only be changed by taking it away: it stays.
+func lengths(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error) {
+	all, err := k.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	var steps []kernel.Step
+	for _, a := range kernel.AddrsOf(all, link.Index) {
+		for _, want := range d.Addresses {
+			right := d.length(want)
+			if a.Prefix.Addr() != want.Addr() || a.Prefix == right || !right.Addr().Is4() {
+				continue
+			}
+			steps = append(steps, kernel.Step{
+				Name: "shim.length", Text: fmt.Sprintf("change %s on %s to %s", a.Prefix, d.Name, right),
+				Do: func(k kernel.Kernel) error {
+					if err := k.AddAddr(kernel.Addr{Link: link.Index, Prefix: right}); err != nil && !kernel.IsExists(err) {
+						return err
+					}
+					return k.DelAddr(a)
+				},
+			})
+		}
+	}
+	return steps, nil
 }
 
 // routes: beside a parent's own addresses the pods' part of the network is

@@ -422,11 +422,15 @@ func TestRepairs(t *testing.T) {
 		"all its routes": func() {
 			require.NoError(t, f.DelAddr(kernel.Addr{Link: at(f, shim), Prefix: prefixes("10.100.1.2/32")[0]}))
 		},
-		"a stale route":      func() { stale := own(); stale.Dst = prefixes("10.55.0.0/24")[0]; require.NoError(t, f.AddRoute(stale)) },
-		"rp_filter":          func() { require.NoError(t, f.SetSysctl(kernel.ConfPath("ipv4", shim, "rp_filter"), "1")) },
-		"router adverts":     func() { require.NoError(t, f.SetSysctl(kernel.ConfPath("ipv6", shim, "accept_ra"), "2")) },
-		"the shim went":      func() { require.NoError(t, f.DelLink(at(f, shim))) },
-		"nothing":            func() {},
+		"a stale route":  func() { stale := own(); stale.Dst = prefixes("10.55.0.0/24")[0]; require.NoError(t, f.AddRoute(stale)) },
+		"rp_filter":      func() { require.NoError(t, f.SetSysctl(kernel.ConfPath("ipv4", shim, "rp_filter"), "1")) },
+		"router adverts": func() { require.NoError(t, f.SetSysctl(kernel.ConfPath("ipv6", shim, "accept_ra"), "2")) },
+		"the shim went":  func() { require.NoError(t, f.DelLink(at(f, shim))) },
+		"nothing":        func() {},
+		"a script's length": func() {
+			require.NoError(t, f.DelAddr(kernel.Addr{Link: at(f, shim), Prefix: prefixes("10.100.1.2/32")[0]}))
+			f.AddrOn(shim, "10.100.1.2/24")
+		},
 		"a foreign neighbor": func() { f.ForeignChild("eth0", 1500) },
 	} {
 		t.Run(name, func(t *testing.T) {

