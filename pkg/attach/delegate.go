@@ -38,6 +38,7 @@ type delegate struct {
 type executor struct {
 	version.PluginDecoder
 	*invoke.RawExec
+	said []byte // what the plugin printed last
 }
 
 func newExecutor() *executor {
@@ -46,7 +47,9 @@ func newExecutor() *executor {
 
 // ExecPlugin implements invoke.Exec.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
-	return execute(ctx, path, stdin, env)
+	out, err := execute(ctx, path, stdin, env)
+	e.said = out
+	return out, err
 }
 
 func execute(ctx context.Context, path string, stdin []byte, env []string, args ...string) ([]byte, error) {
@@ -110,13 +113,17 @@ func (d delegate) binary() (string, error) {
 }
 
 func (d delegate) add(ctx context.Context) (*types100.Result, error) {
-	result, err := invoke.DelegateAdd(ctx, d.kind, d.conf, newExecutor())
-	if err != nil {
+	e := newExecutor()
+	result, err := invoke.DelegateAdd(ctx, d.kind, d.conf, e)
+	if err != nil && cnierr.CodeOf(err) != cnierr.Unclassified {
 		return nil, d.fail("ADD", err)
 	}
-	r, err := types100.NewResultFromResult(result)
+	var r *types100.Result
+	if err == nil {
+		r, err = types100.NewResultFromResult(result)
+	}
 	if err != nil {
-		return nil, d.fail("ADD", err)
+		return nil, cnierr.New(cnierr.Decode, "IPAM plugin %s, ADD: it ended well, but printed what is no result: %.200q (%w)", d.kind, e.said, err)
 	}
 	if len(r.IPs) == 0 {
 		return nil, cnierr.New(cnierr.InvalidConfig, "IPAM plugin %s gave no address: look at its configuration; "+

@@ -67,7 +67,7 @@ func serve(verb netconf.Verb, args *skel.CmdArgs) error {
 	}
 	defer k.Close()
 	ctx := context.Background()
-	plugin := &attach.Plugin{Node: node, Kernel: k, Out: os.Stdout}
+	plugin := &attach.Plugin{Node: node, Kernel: k, Out: resultWriter()}
 	request := attach.Request{ContainerID: args.ContainerID, Netns: args.Netns, IfName: args.IfName, Path: args.Path}
 	if verb == "DEL" {
 		return plugin.Del(ctx, netconf.Lenient(args.StdinData, args.Args), request)
