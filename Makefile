@@ -33,6 +33,10 @@ demo: deps build stock ## three nodes, stock macvlan against lhstorage, iSCSI; J
 bench: ## side by side with the stock plugins (root); BENCH_OUT=file for JSON, BENCH_QUICK=1
 	@go run ./integration/bench
 
+.PHONY: generate
+generate: ## what is generated from pkg/api: deepcopy functions, deploy/crds
+	@hack/generate
+
 .PHONY: lint
 lint: ## gofmt, go vet, golangci-lint, govulncheck
 	@hack/lint
