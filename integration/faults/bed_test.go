@@ -193,7 +193,12 @@ func (b *bed) tryAdd(t testing.TB, p *pod, how ...call) error {
 	if b.main != nil && p.previous == nil {
 		p.previous = b.callMain(t, "ADD", p)
 	}
-	out, err := b.call(t.Context(), "ADD", p, how...)
+	return b.addUntil(t.Context(), p, how...)
+}
+
+// addUntil calls our ADD and kills it when ctx is over.
+func (b *bed) addUntil(ctx context.Context, p *pod, how ...call) error {
+	out, err := b.call(ctx, "ADD", p, how...)
 	if err != nil {
 		return err
 	}
