@@ -103,8 +103,11 @@ func newBed(t *testing.T, build func() (string, error), network func(*bed) conf)
 	require.NoError(t, err)
 	b := &bed{Node: node, bin: bin}
 	t.Cleanup(func() { assert.NoError(t, b.Close()) })
-	b.sh(t, "ip link add under0 address 02:00:00:00:00:01 mtu 9000 type veth peer name under1 address 02:00:00:00:00:02 mtu 9000; "+
-		"ip addr add 10.100.0.0/31 dev under0; ip link set under0 up; ip link set under1 up")
+	b.sh(t, `ip -batch - <<.
+		link add under0 address 02:00:00:00:00:01 mtu 9000 type veth peer name under1 address 02:00:00:00:00:02 mtu 9000
+		addr add 10.100.0.0/31 dev under0
+		link set under0 up
+		link set under1 up`+"\n.")
 	b.conf = network(b)
 	return b
 }
@@ -338,7 +341,7 @@ func (b *bed) requireHeld(t testing.TB, path string) {
 	t.Helper()
 	f, err := os.Open(path)
 	require.NoError(t, err)
-	defer f.Close()
+	defer func() { require.NoError(t, f.Close()) }()
 	requireFree(t, int(f.Fd()), "the lock of "+path)
 	base := filepath.Base(path)
 	if base == "lock" || base == "node.json" || strings.HasPrefix(base, "last_reserved_ip") {

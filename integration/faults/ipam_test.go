@@ -31,7 +31,7 @@ ADD) : >claim; %s ;;
 DEL) rm -f claim ;;
 esac
 `, s.dir, onADD)
-	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "host-local"), []byte(text), 0o700)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(filepath.Join(s.dir, "host-local"), []byte(text), 0o700))
 	ours, rest, _ := strings.Cut(b.bin, ":")
 	b.bin = ours + ":" + s.dir + ":" + rest
 	return s
@@ -146,7 +146,7 @@ func TestResultThatCannotBePrinted(t *testing.T) {
 			dir := t.TempDir()
 			starter := filepath.Join(dir, "start")
 			text := "#!/bin/sh\nSTATUS=" + filepath.Join(dir, "status") + "\n" + start + "\n"
-			require.NoError(t, os.WriteFile(starter, []byte(text), 0o700)) //nolint:gosec // a program
+			require.NoError(t, os.WriteFile(starter, []byte(text), 0o700))
 			p := b.pod(t, "a")
 			require.Error(t, b.tryAdd(t, p, through(starter)))
 			b.requireClean(t)

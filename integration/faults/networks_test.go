@@ -141,6 +141,16 @@ func duplicateShim(t *testing.T, b *bed) {
 		ip -n %[1]s link del lhnet1`, filepath.Base(other.Path())))
 }
 
+// shortShim has a shim whose address came without the network's length.
+func shortShim(t *testing.T, b *bed) {
+	nodeWithVTEPDevice(t, b)
+	b.sh(t, `
+		ip link set vt0 up; ip addr add 10.100.100.1/32 dev vt0
+		ip link add vxlan-storage address 02:00:00:00:00:04 mtu 8900 type vxlan id 100 dstport 4789 local 10.100.100.1; ip link set vxlan-storage up
+		ip link add lhnet1-host link vxlan-storage address 02:00:00:00:00:05 type macvlan mode bridge
+		ip link set lhnet1-host up; ip addr add 10.100.1.1/32 dev lhnet1-host`)
+}
+
 // tentativeShim has a shim whose IPv6 address nobody can use yet: the ADD that set it
 // was killed.
 func tentativeShim(t *testing.T, b *bed) {

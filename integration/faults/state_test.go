@@ -25,8 +25,8 @@ func (b *bed) state(t testing.TB) map[string]string {
 	}
 	// Indexes depend on how often something was tried, times and counts on when one
 	// looks; macvlan counts its children in promiscuity and allmulti.
-	note("links", "ip -d -j link", all, "ifindex", "link_index", "promiscuity", "allmulti", "gc_timer")
-	note("addresses", "ip -j addr", all, "ifindex", "link_index", "valid_life_time", "preferred_life_time", "tentative", "flags", "operstate")
+	note("devices", "ip -d -j addr", all, "ifindex", "link_index", "promiscuity", "allmulti", "gc_timer",
+		"valid_life_time", "preferred_life_time", "tentative")
 	note("routes", "ip -j route", all, "flags")
 	note("IPv6 routes", "ip -6 -j route", all, "flags", "pref", "expires")
 	// Those without a destination are the filters of the devices, the pods' MACs among them.

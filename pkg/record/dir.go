@@ -195,8 +195,10 @@ func (d Dir) List() ([]Attachment, error) {
 // sweep removes a temp file that no living writer can still want.
 func sweep(path string, entry fs.DirEntry) error {
 	info, err := entry.Info()
-	gone := err != nil // renamed meanwhile
-	if gone || time.Since(info.ModTime()) < staleAfter {
+	if err != nil {
+		return nil //nolint:nilerr // renamed meanwhile
+	}
+	if time.Since(info.ModTime()) < staleAfter {
 		return nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
