@@ -334,6 +334,9 @@ func lengths(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error
 					if err := k.AddAddr(kernel.Addr{Link: link.Index, Prefix: right}); err != nil && !kernel.IsExists(err) {
 						return err
 					}
+					if err := fault.At("ensure.shim.length.added"); err != nil {
+						return err
+					}
 					return k.DelAddr(a)
 				},
 			})
