@@ -102,7 +102,7 @@ func Diff(ctx context.Context, k kernel.Kernel, n Neighbours, d Desired) ([]kern
 		return nil, err
 	}
 	steps = append(steps, routes...)
-	lengths, err := lengths(k, d, link)
+	lengths, err := lengths(k, d, link, lower)
 	return append(steps, lengths...), err
 }
 
@@ -316,7 +316,7 @@ func (d Desired) length(want netip.Prefix) netip.Prefix {
 // to the whole of it. It comes after the routes, and the right one is there before
 // the wrong one goes. IPv6 allows an address once on a device, so there a length
 // could only be changed by taking it away: it stays.
-func lengths(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error) {
+func lengths(k kernel.Kernel, d Desired, link, lower kernel.Link) ([]kernel.Step, error) {
 	all, err := k.Addrs()
 	if err != nil {
 		return nil, err
@@ -327,6 +327,9 @@ func lengths(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error
 			right := d.length(want)
 			if a.Prefix.Addr() != want.Addr() || a.Prefix == right || !right.Addr().Is4() {
 				continue
+			}
+			if !d.Owner && !hasAddress(all, lower.Index, want) {
+				continue // no second route to it: the script's length does no harm, and other nodes are reached by it
 			}
 			steps = append(steps, kernel.Step{
 				Name: "shim.length", Text: fmt.Sprintf("change %s on %s to %s", a.Prefix, d.Name, right),
@@ -343,6 +346,11 @@ func lengths(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error
 		}
 	}
 	return steps, nil
+}
+
+// hasAddress says that a device has an address of a network.
+func hasAddress(all []kernel.Addr, index int, network netip.Prefix) bool {
+	return slices.ContainsFunc(kernel.AddrsOf(all, index), func(a kernel.Addr) bool { return network.Masked().Contains(a.Prefix.Addr()) })
 }
 
 // routes: beside a parent's own addresses the pods' part of the network is
