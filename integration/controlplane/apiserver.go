@@ -50,8 +50,8 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 	c.mu.Lock()
 	c.etcd = etcd
 	c.mu.Unlock()
-	client := &http.Client{Transport: &http.Transport{DialContext: c.dial, DisableKeepAlives: true}}
-	return until(ctx, readyWait, etcd, "etcd is healthy", func(ctx context.Context) error { return getOK(ctx, client, etcdURL+"/health") })
+	client := &http.Client{Transport: &http.Transport{DialContext: c.Dial, DisableKeepAlives: true}}
+	return until(ctx, etcd, "etcd is healthy", func(ctx context.Context) error { return getOK(ctx, client, etcdURL+"/health") })
 }
 
 // StartAPIServer starts kube-apiserver, again if need be, on the data that are
@@ -61,7 +61,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return until(ctx, readyWait, api, "kube-apiserver is ready", c.ready)
+	return until(ctx, api, "kube-apiserver is ready", c.ready)
 }
 
 // StopAPIServer lets kube-apiserver end in order. etcd and the data stay.
@@ -95,7 +95,7 @@ func (c *Cluster) takeAPIServer() *Process {
 func (c *Cluster) launchAPIServer() (*Process, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.api != nil {
+	if c.api != nil && !c.api.ended() {
 		return nil, fmt.Errorf("start kube-apiserver: it runs already (pid %d)", c.api.PID())
 	}
 	api, err := c.launch("kube-apiserver", []string{

@@ -33,7 +33,7 @@ func (c *Cluster) makeClients() error {
 	c.Config = &rest.Config{
 		Host:            c.Server(),
 		TLSClientConfig: rest.TLSClientConfig{CAData: c.pki.pem, CertData: admin.certificate, KeyData: admin.key},
-		Dial:            c.dial,
+		Dial:            c.Dial,
 		Proxy:           noProxy,
 		QPS:             -1, // no limit
 		Timeout:         requestTimeout,

@@ -19,15 +19,19 @@
 //
 // # What it costs
 //
-// The programs are built once and kept (package tools).
-// [Start] builds what is missing, so it is the first caller that waits.
+// [Start] builds what is missing, so the first caller waits; package tools keeps
+// it outside the checkout, by version. Measured cold, downloads included, on one
+// CPU of a busy machine at the lowest priority: Kubernetes and etcd 19 minutes (13
+// minutes of CPU), Multus 7 (4), whereabouts 8 (4). Built, a cluster of two nodes
+// starts in 4.5 to 6 s; one of three, on two CPUs with a load of 20 to 45, in 9 s,
+// with fsync in 11 s. Memory at most: kube-apiserver 280 MB, etcd 50 MB,
+// a Multus daemon 43 MB. It stops in 0.2 s.
 package controlplane
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -227,10 +231,11 @@ func versions() ([]string, error) {
 	return all, nil
 }
 
-// until calls ready every few milliseconds until it returns true, and says what
-// was waited for if limit passes, ctx ends or watched (nil: nothing) exits first.
-func until(ctx context.Context, limit time.Duration, watched *Process, what string, ready func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// until calls ready every few milliseconds until that returns nil, and says what
+// was waited for if readyWait passes, ctx ends or watched (nil: nothing) exits
+// first.
+func until(ctx context.Context, watched *Process, what string, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -243,13 +248,8 @@ func until(ctx context.Context, limit time.Duration, watched *Process, what stri
 		case <-watched.Done():
 			return fmt.Errorf("wait until %s: %w", what, watched.failure())
 		case <-ctx.Done():
-			return fmt.Errorf("wait until %s: %w after %s: %w%s", what, context.Cause(ctx), limit, last, watched.logged())
+			return fmt.Errorf("wait until %s: %w: %w%s", what, context.Cause(ctx), last, watched.logged())
 		case <-ticker.C:
 		}
 	}
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }

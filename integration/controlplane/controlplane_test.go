@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httputil"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/lhstorage/lhstorage/integration/cniexec"
@@ -61,6 +66,7 @@ func TestControlPlane(t *testing.T) {
 	}
 	t.Run("a failed ADD leaves nothing", func(t *testing.T) { failedAdd(t, c) })
 	t.Run("rights", func(t *testing.T) { rights(t, c) })
+	t.Run("a proxy before the API server", func(t *testing.T) { proxy(t, c) })
 	t.Run("a node's files are its own", func(t *testing.T) { ownFiles(t, c) })
 	t.Run("the API server restarts on its data", func(t *testing.T) { restart(t, c) })
 	t.Run("kubectl", func(t *testing.T) {
@@ -199,12 +205,48 @@ func rights(t *testing.T, c *Cluster) {
 	require.True(t, apierrors.IsForbidden(err), "another node: %v", err)
 }
 
+// proxy lets a program on a node come to the API by way of this process.
+func proxy(t *testing.T, c *Cluster) {
+	t.Helper()
+	listener, err := c.Listen(t.Context())
+	require.NoError(t, err)
+	transport, err := rest.TransportFor(rest.AnonymousClientConfig(c.Config))
+	require.NoError(t, err)
+	target, err := url.Parse(c.Server())
+	require.NoError(t, err)
+	forward := httputil.NewSingleHostReverseProxy(target)
+	forward.Transport = transport
+	var seen atomic.Int32
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen.Add(1)
+		forward.ServeHTTP(w, r)
+	})}
+	go server.Serve(listener) //nolint:errcheck // it ends by Close
+	defer server.Close()      //nolint:errcheck // nothing is left to lose
+
+	const path = "/etc/lhstorage/proxied.kubeconfig"
+	n := c.Nodes[0]
+	kubeconfig, err := c.ServiceAccountKubeconfig(t.Context(), metav1.NamespaceSystem, "whereabouts", "https://"+listener.Addr().String())
+	require.NoError(t, err)
+	require.NoError(t, n.WriteFile(path, kubeconfig))
+	require.NoError(t, n.Do(func() error {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(c.programs.kubernetes, "kubectl"), "--kubeconfig="+path, "get", "--raw", "/api/v1/nodes/node1")
+		cmd.Env = environ()
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}))
+	require.EqualValues(t, 1, seen.Load(), "requests by way of the proxy")
+}
+
 // client is a client that has what is in a kubeconfig.
 func client(t *testing.T, c *Cluster, kubeconfig []byte) kubernetes.Interface {
 	t.Helper()
 	config, err := clientcmd.RESTConfigFromKubeConfig(kubeconfig)
 	require.NoError(t, err)
-	config.Dial = c.dial
+	config.Dial = c.Dial
 	client, err := kubernetes.NewForConfig(config)
 	require.NoError(t, err)
 	return client

@@ -79,7 +79,7 @@ func (h *Host) enter() error {
 	if err := unix.Setns(int(h.mounts.Fd()), unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter the node's mount namespace: %w", err)
 	}
-	return h.NetNS.Set()
+	return h.Set()
 }
 
 // onThread runs f on a thread of its own that ends with it.

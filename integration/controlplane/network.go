@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -125,8 +126,8 @@ func nodeAddress(index int) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// dial connects from the control plane's namespace: this process is in another.
-func (c *Cluster) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// Dial connects from the control plane's namespace: this process is in another.
+func (c *Cluster) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var conn net.Conn
 	err := within(c.netns(), func() (err error) {
 		// One address, no name to look up: the socket is made on this very thread.
@@ -134,6 +135,27 @@ func (c *Cluster) dial(ctx context.Context, network, address string) (net.Conn, 
 		return err
 	})
 	return conn, err
+}
+
+// Listen makes a listener with the API server's certificate that the nodes can
+// reach, for a proxy in front of the API server: nobody gives a token to one
+// without TLS.
+func (c *Cluster) Listen(ctx context.Context) (net.Listener, error) {
+	certificate, err := tls.LoadX509KeyPair(c.pki.file("apiserver.crt"), c.pki.file("apiserver.key"))
+	if err != nil {
+		return nil, err
+	}
+	var plain net.Listener
+	err = within(c.netns(), func() (err error) {
+		plain, err = new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(apiAddress, 0).String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen before the API server: %w", err)
+	}
+	return tls.NewListener(plain, &tls.Config{
+		Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12,
+	}), nil
 }
 
 // makeNetns makes a named network namespace with its loopback up.

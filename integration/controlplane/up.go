@@ -15,7 +15,8 @@ func Up(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
 	testnode.RequireRoot(tb)
 	begin := time.Now()
-	c, err := Start(context.Background(), o) //nolint:usetesting // it outlives the test's context, for the clean-up
+	// Not the test's context: that ends before the clean-up.
+	c, err := Start(context.Background(), o)
 	if err != nil {
 		tb.Fatal(err)
 	}
