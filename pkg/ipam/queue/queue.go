@@ -1,0 +1,242 @@
+// Package queue keeps, on this node's disk, releases of addresses that couldn't be carried out because
+// the API server was away. A DEL must succeed then, or the pod would hang, and
+// the address must come free one day all the same, though the node loses power in between.
+//
+// Each release is a file, written in full, synced, renamed into its place, and the directory
+// synced. It is named after the attachment: a DEL that is repeated is one release.
+package queue
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
+	"github.com/lhstorage/lhstorage/pkg/ipam"
+)
+
+// Version of the files.
+const Version = 1
+
+// Most is how many releases are kept. A node has a few hundred pods: more than this is a
+// fault somewhere, and a DEL that fails shows it.
+const Most = 10000
+
+const suffix = ".json"
+
+// Release is an attachment whose addresses are to be given up.
+type Release struct {
+	Version    int        `json:"version"`
+	Queued     time.Time  `json:"queued"`
+	Kubeconfig string     `json:"kubeconfig,omitempty"` // by which it was tried
+	Owner      ipam.Owner `json:"owner"`
+	Claims     []string   `json:"claims,omitempty"` // names of claims that it may hold
+	All        bool       `json:"all,omitempty"`    // whatever else it holds, too
+	Why        string     `json:"why"`              // it wasn't carried out at once
+}
+
+// Queue is a directory of releases.
+type Queue struct{ dir string }
+
+// Open names the directory, which is made with the first release.
+func Open(dir string) *Queue { return &Queue{dir} }
+
+// Put adds a release, together with one of the same attachment that is waiting already. It has been synced
+// when Put returns.
+func (q *Queue) Put(r Release) error {
+	if old, err := q.read(q.path(r.Owner)); err == nil {
+		r.Claims = slices.Compact(slices.Sorted(slices.Values(slices.Concat(old.Claims, r.Claims))))
+		r.All = r.All || old.All
+	}
+	if n, err := q.Len(); err != nil || n >= Most {
+		if err == nil {
+			err = cnierr.New(cnierr.TryAgain, "%d releases are waiting in %s, the most there may be: the API server has been away for long, or refuses them; each file says why", n, q.dir)
+		}
+		return err
+	}
+	r.Version, r.Queued = Version, time.Now().UTC()
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return ioError("queue a release", err)
+	}
+	if err := os.MkdirAll(q.dir, 0o700); err != nil {
+		return ioError("queue a release", err)
+	}
+	if err := fault.At("queue.put"); err != nil {
+		return err
+	}
+	return q.write(q.path(r.Owner), append(data, '\n'))
+}
+
+func (q *Queue) write(path string, data []byte) (err error) {
+	draft, err := os.CreateTemp(q.dir, ".draft-*")
+	if err != nil {
+		return ioError("queue a release", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(draft.Name())
+		}
+	}()
+	_, err = draft.Write(data)
+	if err == nil {
+		err = draft.Sync()
+	}
+	if err := errors.Join(err, draft.Close()); err != nil {
+		return ioError("queue a release", err)
+	}
+	if err := fault.At("queue.written"); err != nil {
+		return err
+	}
+	if err := os.Rename(draft.Name(), path); err != nil {
+		return ioError("queue a release", err)
+	}
+	return syncDir(q.dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir) //nolint:gosec // the queue's own directory
+	if err != nil {
+		return ioError("sync the queue of releases", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return ioError("sync the queue of releases", err)
+	}
+	return nil
+}
+
+// path is named after the attachment.
+func (q *Queue) path(o ipam.Owner) string {
+	sum := sha256.Sum256([]byte(o.ContainerID + "\x00" + o.IfName))
+	return filepath.Join(q.dir, hex.EncodeToString(sum[:16])+suffix)
+}
+
+// Len is how many releases are waiting.
+func (q *Queue) Len() (int, error) {
+	names, err := q.names()
+	return len(names), err
+}
+
+func (q *Queue) names() ([]string, error) {
+	entries, err := os.ReadDir(q.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, ioError("list the queue of releases", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), suffix) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// List reads the releases that are waiting. A file that can't be read is an error that names it,
+// beside the others.
+func (q *Queue) List() ([]Release, error) {
+	names, err := q.names()
+	if err != nil {
+		return nil, err
+	}
+	var list []Release
+	var faults []error
+	for _, name := range names {
+		r, err := q.read(filepath.Join(q.dir, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // another process has done it
+		case err != nil:
+			faults = append(faults, err)
+		default:
+			list = append(list, r)
+		}
+	}
+	return list, errors.Join(faults...)
+}
+
+func (q *Queue) read(path string) (Release, error) {
+	var r Release
+	data, err := os.ReadFile(path) //nolint:gosec // a file of the queue
+	if err != nil {
+		return r, ioError("read a queued release", err)
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, cnierr.New(cnierr.IO, "queued release %s can't be read: %w; something else wrote it: remove the file, and release by hand what it was for", path, err)
+	}
+	if r.Version > Version {
+		return r, cnierr.New(cnierr.IO, "queued release %s has version %d, and this program knows %d: use the newer lhstorage that wrote it", path, r.Version, Version)
+	}
+	return r, nil
+}
+
+// Replay carries releases out, in no order, and drops those that succeed. The first that
+// fails ends it: the API server is still away. One process does it at a time: where another does already
+// there is nothing to do. done counts those carried out.
+func (q *Queue) Replay(ctx context.Context, release func(context.Context, Release) error) (done int, err error) {
+	if n, err := q.Len(); err != nil || n == 0 {
+		return 0, err
+	}
+	lock := flock.New(filepath.Join(q.dir, "lock"))
+	got, err := lock.TryLock()
+	if err != nil {
+		return 0, ioError("lock the queue of releases", err)
+	}
+	if !got {
+		return 0, nil
+	}
+	defer func() { _ = lock.Close() }()
+	list, unread := q.List()
+	for _, r := range list {
+		if err := release(ctx, r); err != nil {
+			return done, errors.Join(unread, err)
+		}
+		if err := fault.At("queue.released"); err != nil {
+			return done, err
+		}
+		if err := q.drop(r); err != nil {
+			return done, errors.Join(unread, err)
+		}
+		done++
+	}
+	return done, unread
+}
+
+// Forget drops the release of an attachment that is being made anew.
+func (q *Queue) Forget(o ipam.Owner) error {
+	if err := os.Remove(q.path(o)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ioError("remove a queued release", err)
+	}
+	return nil
+}
+
+// drop removes a release, unless another DEL has put it anew. A release that comes back after a power
+// loss is carried out once more, which changes nothing.
+func (q *Queue) drop(r Release) error {
+	path := q.path(r.Owner)
+	now, err := q.read(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || err == nil && !now.Queued.Equal(r.Queued) {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ioError("remove a queued release", err)
+	}
+	return nil
+}
+
+func ioError(what string, err error) error {
+	return &cnierr.Error{Code: cnierr.IO, Err: fmt.Errorf("%s: %w", what, err)}
+}
