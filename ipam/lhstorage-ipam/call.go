@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -15,7 +13,8 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/fault"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
-	"github.com/lhstorage/lhstorage/pkg/ipam/embedded"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
+	"github.com/lhstorage/lhstorage/pkg/ipam/queue"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
@@ -25,6 +24,9 @@ type call struct {
 	cfg    ipam.Config
 	faults error // of the configuration; DEL and GC go on all the same
 	alloc  ipam.Allocator
+	store  *kube.Store  // the cluster's; nil without one
+	queue  *queue.Queue // with a cluster
+	lost   error        // why the cluster can't even be called
 }
 
 func newCall(args *skel.CmdArgs) (*call, error) {
@@ -41,18 +43,14 @@ func newCall(args *skel.CmdArgs) (*call, error) {
 	if cnierr.CodeOf(c.faults) == cnierr.Decode {
 		return nil, c.faults
 	}
-	store, err := openStore(node, c.cfg.Kubeconfig)
-	if err != nil {
-		return nil, err
-	}
 	c.alloc = ipam.Allocator{
-		Store: store, Pools: c.cfg.Pools, Order: c.cfg.Order,
+		Pools: c.cfg.Pools, Order: c.cfg.Order,
 		Owner: ipam.Owner{
 			Network: c.cfg.Network, Node: node.NodeName, PodRef: c.cfg.Pod.Ref, PodUID: c.cfg.Pod.UID,
 			ContainerID: args.ContainerID, IfName: args.IfName, MAC: c.cfg.Pod.MAC,
 		},
 	}
-	return c, nil
+	return c, c.openStore(node)
 }
 
 // readFlat reads the first file that exists; nil when none does.
@@ -69,33 +67,17 @@ func readFlat(paths []string) (data []byte, path string, err error) {
 	return nil, "", nil
 }
 
-// openStore opens the store that the node and the configuration ask for. Claims on this
-// machine's disk say nothing about other nodes: where a cluster is meant they are no way out.
-func openStore(node nodefile.File, kubeconfig string) (ipam.Store, error) {
-	for _, from := range []struct{ key, value string }{
-		{"kubeconfig in the node file " + nodefile.Path(), node.Kubeconfig},
-		{"ipam.kubernetes.kubeconfig", kubeconfig},
-	} {
-		if from.value != "" {
-			return nil, cnierr.New(cnierr.InvalidConfig, "%s is %q, but this build of lhstorage-ipam keeps addresses on the node's disk only and has no Kubernetes store: "+
-				"several nodes would give one address. Use a build that has it, or leave the key out where a single node uses the range", from.key, from.value)
-		}
-	}
-	boot, err := embedded.BootID()
-	if err != nil {
-		return nil, err
-	}
-	return embedded.Open(filepath.Join(node.StateDir, "ipam"), boot)
-}
-
 func add(ctx context.Context, c *call) error {
 	for _, w := range c.cfg.Warnings {
-		fmt.Fprintf(os.Stderr, "lhstorage-ipam: network %q: %s\n", c.cfg.Network, w)
+		c.say("%s", w)
 	}
 	if c.faults != nil {
 		return c.faults
 	}
 	if err := c.notHost(); err != nil {
+		return err
+	}
+	if err := c.connect(ctx); err != nil {
 		return err
 	}
 	grant, err := c.alloc.Add(ctx)
@@ -134,7 +116,15 @@ func (c *call) version() string {
 	return c.cfg.CNIVersion
 }
 
-func del(ctx context.Context, c *call) error { return c.alloc.Del(ctx) }
+func del(ctx context.Context, c *call) error {
+	if c.lost != nil {
+		return c.queueDel()
+	}
+	if err := c.connect(ctx); err != nil {
+		c.say("what was recorded in this node's slice by Whereabouts isn't looked for: %v", err)
+	}
+	return c.alloc.Del(ctx)
+}
 
 func check(ctx context.Context, c *call) error {
 	if c.faults != nil {
@@ -143,6 +133,9 @@ func check(ctx context.Context, c *call) error {
 	if c.cfg.Previous == nil {
 		return cnierr.New(cnierr.InvalidConfig, "prevResult is missing: CHECK compares it with the claims")
 	}
+	if err := c.connect(ctx); err != nil {
+		return err
+	}
 	return c.alloc.Check(ctx, c.cfg.Claimed())
 }
 
@@ -150,14 +143,25 @@ func status(ctx context.Context, c *call) error {
 	if c.faults != nil {
 		return c.faults
 	}
+	if err := c.connect(ctx); err != nil {
+		return &cnierr.Error{Code: cnierr.NotAvailable, Err: err}
+	}
 	return c.alloc.Status(ctx)
 }
 
-func gc(ctx context.Context, c *call) error { return c.alloc.Collect(ctx, c.cfg.Valid) }
+func gc(ctx context.Context, c *call) error {
+	if err := c.connect(ctx); err != nil && c.lost != nil {
+		return err
+	}
+	return c.alloc.Collect(ctx, c.cfg.Valid)
+}
 
 func (c *call) decline(ctx context.Context, addr netip.Addr, mac string) error {
 	if c.faults != nil {
 		return c.faults
+	}
+	if err := c.connect(ctx); err != nil && c.lost != nil {
+		return err
 	}
 	return c.alloc.Decline(ctx, addr, mac)
 }

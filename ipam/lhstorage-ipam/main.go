@@ -5,6 +5,8 @@
 // Besides the verbs of CNI it has one of its own, called with the environment and the
 // input of an ADD: `lhstorage-ipam decline ADDRESS MAC` gives up the attachment's claim on an address
 // that another device holds, and keeps everyone from getting it for 10 minutes.
+//
+// Where the node has a cluster the claims are kept there (package kube), else on its disk (package embedded).
 package main
 
 import (
@@ -16,7 +18,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 )
@@ -28,7 +30,7 @@ func main() {
 	}
 	exit(skel.PluginMainFuncsWithError(skel.CNIFuncs{
 		Add: verb(add), Del: verb(del), Check: verb(check), Status: verb(status), GC: verb(gc),
-	}, version.All, "lhstorage-ipam: addresses for a storage network, see docs/ipam.md"))
+	}, cniversion.All, "lhstorage-ipam: addresses for a storage network, see docs/ipam.md"))
 }
 
 // exit prints an error as the CNI error object on stdout, as runtimes and main

@@ -263,8 +263,8 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"ADD", conf(`"range": "ten", "gateway": "x"`), cnierr.InvalidConfig, `ipam.range "ten"`},
 		{"STATUS", conf(`"range": "ten", "gateway": "x"`), cnierr.InvalidConfig, `ipam.gateway "x"`},
-		{"ADD", conf(`"range": "10.0.0.0/24", "kubernetes": {"kubeconfig": "/k"}`), cnierr.InvalidConfig, `ipam.kubernetes.kubeconfig is "/k", but this build of lhstorage-ipam`},
-		{"DEL", conf(`"range": "10.0.0.0/24", "kubernetes": {"kubeconfig": "/k"}`), cnierr.InvalidConfig, "has no Kubernetes store"},
+		{"ADD", conf(`"range": "10.0.0.0/24", "kubernetes": {"kubeconfig": "/k"}`), cnierr.InvalidConfig, `read the kubeconfig /k`},
+		{"GC", conf(`"range": "10.0.0.0/24", "kubernetes": {"kubeconfig": "/k"}`), cnierr.InvalidConfig, `read the kubeconfig /k`},
 		{"ADD", conf(`"range": "10.0.0.0/24", "node_slice_size": "/26"`), cnierr.InvalidConfig, "this node has no cluster"},
 		{"decline x", conf(`"range": "10.0.0.0/24"`), cnierr.InvalidEnvironment, "usage"},
 		{"decline x y", conf(`"range": "10.0.0.0/24"`), cnierr.InvalidEnvironment, `ADDRESS "x"`},
@@ -288,9 +288,19 @@ func TestRefusals(t *testing.T) {
 	require.NoError(t, err)
 	n.empty()
 
+	// Where a cluster is meant the node's disk is no way out, and a pod that ends isn't kept.
 	n.configure("/etc/kubeconfig")
 	_, err = n.call("STATUS", p, conf(`"range": "10.0.0.0/24"`))
-	require.ErrorContains(t, err, "kubeconfig in the node file "+n.nodeFile()+` is "/etc/kubeconfig", but this build`)
+	assert.Equal(t, cnierr.NotAvailable, code(err))
+	require.ErrorContains(t, err, "read the kubeconfig /etc/kubeconfig")
+	for range 2 {
+		_, err = n.call("DEL", p, conf(`"range": "10.0.0.0/24"`))
+		require.NoError(t, err)
+	}
+	queued, err := os.ReadDir(filepath.Join(n.state(), "release-queue"))
+	require.NoError(t, err)
+	assert.Len(t, queued, 1)
+	n.empty()
 	require.NoError(t, os.Remove(n.nodeFile()))
 	_, err = n.call("ADD", p, conf(`"range": "10.0.0.0/24"`))
 	assert.ErrorContains(t, err, n.nodeFile())

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,6 +23,9 @@ type Allocator struct {
 	Pools []Pool
 	Order Order
 	Owner Owner
+	// Spread makes a claim that met another's go on at a random distance: where a claim is a call over
+	// the network, hundreds that want the lowest address at once must not all try each next one.
+	Spread bool
 }
 
 // Grant is what Add gave.
@@ -132,11 +137,10 @@ func (a Allocator) keep(pool Pool, own []Claim, grant *Grant) *Claim {
 }
 
 func (a Allocator) takeOver(ctx context.Context, pool Pool, old Claim) error {
-	if old.Owner == a.Owner {
-		return nil
-	}
-	if err := fault.At("ipam.add.reown"); err != nil {
-		return err
+	if old.Owner != a.Owner {
+		if err := fault.At("ipam.add.reown"); err != nil {
+			return err
+		}
 	}
 	if err := a.Store.Reown(ctx, pool, old, a.Owner); err != nil {
 		return fmt.Errorf("take over %s from container %s: %w", old.Address, old.ContainerID, err)
@@ -151,7 +155,13 @@ func (a Allocator) claimNew(ctx context.Context, pool Pool, seen Snapshot, grant
 	for _, p := range grant.Addresses {
 		taken = append(taken, p.Addr())
 	}
-	for addr := range pool.Candidates(taken, pool.start(a.Order, a.Owner)) {
+	next, stop := a.candidates(pool, taken)
+	defer stop()
+	for met := 0; ; {
+		addr, ok := next(met)
+		if !ok {
+			break
+		}
 		if err := ctx.Err(); err != nil {
 			return netip.Addr{}, err
 		}
@@ -169,10 +179,54 @@ func (a Allocator) claimNew(ctx context.Context, pool Pool, seen Snapshot, grant
 			return netip.Addr{}, fmt.Errorf("claim %s: %w", addr, err)
 		case held.Holder != nil && held.Holder.Declined == nil && held.Holder.Pool == pool.Name && held.Holder.SameInterface(a.Owner):
 			return netip.Addr{}, ErrChanged // another process claimed it for the same pod just now
+		case held.Stale:
+			return netip.Addr{}, ErrChanged
+		case held.Holder == nil || held.Holder.Declined == nil && held.Holder.ContainerID != "":
+			met++
 		}
 		taken = append(taken, addr)
 	}
+	if r, ok := a.Store.(Reclaimer); ok {
+		switch freed, err := r.Reclaim(ctx, pool); {
+		case err != nil:
+			return netip.Addr{}, err
+		case freed:
+			return netip.Addr{}, ErrChanged
+		}
+	}
 	return netip.Addr{}, a.exhausted(pool, taken)
+}
+
+// firstSpread bounds how far the second try is from the first, in free addresses; each further one goes four times as far.
+const firstSpread = 64
+
+// candidates gives a pool's free addresses one by one, in order; with Spread, and once others were met, at
+// random distances, and those passed over at the end, in random order.
+func (a Allocator) candidates(pool Pool, taken []netip.Addr) (next func(met int) (netip.Addr, bool), stop func()) {
+	inOrder, stop := iter.Pull(pool.Candidates(taken, pool.start(a.Order, a.Owner)))
+	var passed []netip.Addr
+	return func(met int) (netip.Addr, bool) {
+		skip := 0
+		if a.Spread && met > 0 {
+			skip = rand.IntN(firstSpread << min(2*(met-1), 10))
+		}
+		for {
+			addr, ok := inOrder()
+			switch {
+			case !ok && len(passed) == 0:
+				return netip.Addr{}, false
+			case !ok:
+				i, last := rand.IntN(len(passed)), len(passed)-1
+				addr, passed[i] = passed[i], passed[last]
+				passed = passed[:last]
+				return addr, true
+			case skip == 0:
+				return addr, true
+			}
+			passed = append(passed, addr)
+			skip--
+		}
+	}, stop
 }
 
 // exhausted begins with the words that Whereabouts uses: people and runbooks search for them.

@@ -13,13 +13,29 @@ var flatPaths = []string{
 // it is no error if none does. A NetConf that can't be read names no file of its own: Parse says
 // what is wrong with it.
 func FlatPaths(netConf []byte) []string {
+	if path := configurationPath(netConf); path != "" {
+		return append([]string{path}, flatPaths...)
+	}
+	return flatPaths
+}
+
+// NodeNamePath is the file in which Whereabouts looks for the node's name when it is about node slices; empty
+// when the NetConf names no place for it.
+func NodeNamePath(netConf []byte) string {
+	if path := configurationPath(netConf); path != "" {
+		return path + "/nodename"
+	}
+	return ""
+}
+
+func configurationPath(netConf []byte) string {
 	var conf struct {
 		IPAM struct {
 			Path string `json:"configuration_path"`
 		} `json:"ipam"`
 	}
-	if json.Unmarshal(netConf, &conf) != nil || conf.IPAM.Path == "" {
-		return flatPaths
+	if json.Unmarshal(netConf, &conf) != nil {
+		return ""
 	}
-	return append([]string{conf.IPAM.Path}, flatPaths...)
+	return conf.IPAM.Path
 }

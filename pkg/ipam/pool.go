@@ -28,6 +28,7 @@ type Pool struct {
 	NetworkName string       // network_name; keeps apart networks that use the same addresses
 	Isolated    bool         // enable_overlapping_ranges is false: other pools may hold the same address
 	Range       netip.Prefix // the whole range; its length is the addresses' prefix length
+	Slice       netip.Prefix // the part of it that this node allocates from (Whereabouts' node slices); invalid: all
 	First, Last netip.Addr   // the window that is allocated from, inclusive
 	Exclude     []netip.Prefix
 	Written     []string // Exclude as it was written, for messages
@@ -65,6 +66,29 @@ func NewPool(networkName string, isolated bool, whole netip.Prefix, first, last 
 		pool.Last = last
 	}
 	return pool, notes, nil
+}
+
+// Kept is the range of the object that keeps the pool, from whose first address its keys count.
+func (p Pool) Kept() netip.Prefix {
+	if p.Slice.IsValid() {
+		return p.Slice
+	}
+	return p.Range
+}
+
+// Sliced is the part of the pool that a node allocates from, named and bounded as Whereabouts does:
+// range_start and range_end have no effect on it. Excludes have, other than there.
+func (p Pool) Sliced(node string, slice netip.Prefix) (Pool, error) {
+	part, _, err := NewPool("", p.Isolated, slice, netip.Addr{}, netip.Addr{})
+	if err != nil {
+		return Pool{}, err
+	}
+	p.Slice, p.First, p.Last = part.Range, part.First, part.Last
+	p.Name = node + "-" + part.Name
+	if p.NetworkName != "" {
+		p.Name = p.NetworkName + "-" + p.Name
+	}
+	return p, nil
 }
 
 // poolName is the name of Whereabouts' IPPool.

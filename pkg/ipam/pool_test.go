@@ -242,3 +242,21 @@ func FuzzAddressOf(f *testing.F) {
 		}
 	})
 }
+
+// A node's slice has Whereabouts' name, keys that count from it, and the whole range's length.
+func TestSliced(t *testing.T) {
+	slice := netip.MustParsePrefix("10.0.0.64/26")
+	for _, c := range []struct{ network, name string }{{"", "node1-10.0.0.64-26"}, {"blue", "blue-node1-10.0.0.64-26"}} {
+		pool, _, err := NewPool(c.network, false, netip.MustParsePrefix("10.0.0.0/24"), netip.MustParseAddr("10.0.0.100"), netip.Addr{})
+		require.NoError(t, err)
+		require.Equal(t, pool.Range, pool.Kept())
+		pool, err = pool.Sliced("node1", slice)
+		require.NoError(t, err)
+		assert.Equal(t, c.name, pool.Name)
+		assert.Equal(t, slice, pool.Kept())
+		assert.Equal(t, "10.0.0.65-10.0.0.126", pool.Window().String())
+		assert.Equal(t, 24, pool.Range.Bits())
+		_, err = pool.Sliced("node1", netip.MustParsePrefix("10.0.0.64/31"))
+		assert.Error(t, err)
+	}
+}

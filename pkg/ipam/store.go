@@ -96,7 +96,8 @@ type Store interface {
 	Create(ctx context.Context, pool Pool, claim Claim) error
 
 	// Reown gives a claim to another sandbox of the same pod, if it is still what the
-	// caller read; else the error is ErrChanged.
+	// caller read; else the error is ErrChanged. For the sandbox that has it already it completes what a killed
+	// ADD may have left undone.
 	Reown(ctx context.Context, pool Pool, read Claim, owner Owner) error
 
 	// Release gives up one claim, if it is still held by the same attachment. A claim
@@ -121,6 +122,12 @@ type Store interface {
 	Where() string
 }
 
+// Reclaimer is a store that may have addresses which are about to come free, or whose Snapshot may be old.
+type Reclaimer interface {
+	// Reclaim looks closely at a pool in which no address was found; true when another look at it is worth while.
+	Reclaim(ctx context.Context, pool Pool) (bool, error)
+}
+
 // ErrChanged says that a claim isn't any more what the caller read.
 var ErrChanged = errors.New("the claim was changed by someone else in the meantime")
 
@@ -128,6 +135,7 @@ var ErrChanged = errors.New("the claim was changed by someone else in the meanti
 type TakenError struct {
 	Name   string
 	Holder *Claim // nil when the store doesn't know
+	Stale  bool   // the Snapshot was of no use: another one will know more
 }
 
 func (e *TakenError) Error() string {

@@ -41,6 +41,12 @@ type AddressClaimSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	Pool string `json:"pool"`
 
+	// Range is the range of that IPPool, for whoever has to make it.
+	//
+	// +kubebuilder:validation:MaxLength=49
+	// +optional
+	Range string `json:"range,omitempty"`
+
 	// Network is the name in the network's configuration.
 	//
 	// +kubebuilder:validation:MaxLength=253

@@ -216,6 +216,9 @@ func (s *Store) taken(name string) error {
 
 // Reown replaces a claim by the same one for another sandbox.
 func (s *Store) Reown(ctx context.Context, _ ipam.Pool, read ipam.Claim, owner ipam.Owner) error {
+	if read.Owner == owner {
+		return nil // a claim is whole from the beginning
+	}
 	return s.locked(ctx, func() error {
 		now, err := s.read(read.Name)
 		switch {

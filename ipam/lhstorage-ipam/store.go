@@ -1,0 +1,105 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/lhstorage/lhstorage/pkg/ipam"
+	"github.com/lhstorage/lhstorage/pkg/ipam/embedded"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
+	"github.com/lhstorage/lhstorage/pkg/ipam/queue"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+// version is what the build says it is.
+var version = "unknown"
+
+// openStore opens the store that the node and the configuration ask for. Claims on this
+// machine's disk say nothing about other nodes: where a cluster is meant they are no way out.
+func (c *call) openStore(node nodefile.File) error {
+	kubeconfig := cmp.Or(node.Kubeconfig, c.cfg.Kubeconfig)
+	if kubeconfig != "" {
+		c.openCluster(node, kubeconfig)
+		return nil
+	}
+	boot, err := embedded.BootID()
+	if err != nil {
+		return err
+	}
+	c.alloc.Store, err = embedded.Open(filepath.Join(node.StateDir, "ipam"), boot)
+	return err
+}
+
+// openCluster opens the cluster's store, or says in c.lost why not. The node file's kubeconfig is the one that the
+// installer wrote, with the rights that are needed; one in the network's configuration says where
+// Whereabouts' objects are, and serves where the node file has none.
+func (c *call) openCluster(node nodefile.File, kubeconfig string) {
+	c.queue = queue.Open(filepath.Join(node.StateDir, "release-queue"))
+	api, err := kubeapi.Load(kubeconfig, "lhstorage-ipam/"+version)
+	if err != nil {
+		c.lost = err
+		return
+	}
+	namespace := api.Namespace
+	if c.cfg.Kubeconfig != "" && c.cfg.Kubeconfig != kubeconfig {
+		namespace = cmp.Or(kubeapi.NamespaceOf(c.cfg.Kubeconfig), namespace)
+	}
+	c.store = kube.New(kube.Options{
+		API: api, Namespace: namespace, Pools: c.cfg.Pools, Order: c.cfg.Order,
+		Agent: node.Record == nodefile.RecordAgent, Journal: filepath.Join(node.RunDir, "ipam"), Queue: c.queue,
+		Warn: func(text string) { c.say("%s", text) },
+	})
+	c.alloc.Store, c.alloc.Spread = c.store, true
+}
+
+// connect does what must be done before a verb: what waits since the API server was away is
+// carried out, and this node's slices are looked up. An error is for verbs that can't do without.
+func (c *call) connect(ctx context.Context) error {
+	if c.lost != nil || c.store == nil {
+		return c.lost
+	}
+	if err := c.store.Replay(ctx); err != nil {
+		c.say("releases that are queued on disk wait for the next call: %v", err)
+	}
+	if c.cfg.NodeSlice == 0 || len(c.cfg.Pools) == 0 {
+		return nil
+	}
+	pools, err := c.store.Sliced(ctx, c.cfg.Pools, c.cfg.Network, sliceNode(c.alloc.Owner.Node, ipam.NodeNamePath(c.args.StdinData)))
+	if err != nil {
+		return err
+	}
+	c.alloc.Pools, c.store.Pools = pools, pools
+	return nil
+}
+
+// sliceNode is the node's name for Whereabouts' node slices: from the environment or the file from
+// which its plugin has it, else the node file's.
+func sliceNode(own, path string) string {
+	name := os.Getenv("NODENAME")
+	if data, err := os.ReadFile(path); name == "" && err == nil { //nolint:gosec // the path is the operator's own choice
+		name = string(data)
+	}
+	return cmp.Or(strings.TrimSpace(name), own)
+}
+
+// queueDel queues the release of everything, for a cluster that can't be called.
+func (c *call) queueDel() error {
+	if err := c.queue.Put(queue.Release{Owner: c.alloc.Owner, All: true, Why: c.lost.Error()}); err != nil {
+		return errors.Join(c.lost, err)
+	}
+	c.say("the addresses of %s can't be given up now and are queued on disk: %v", c.alloc.Owner, c.lost)
+	return nil
+}
+
+// say tells people, on stderr.
+func (c *call) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "lhstorage-ipam: network %q: %s\n", c.cfg.Network, fmt.Sprintf(format, args...))
+}
+
+var _ ipam.Reclaimer = (*kube.Store)(nil)

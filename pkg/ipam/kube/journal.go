@@ -1,0 +1,190 @@
+package kube
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/ipam"
+)
+
+// journal is this node's own note of what its sandboxes may hold: a file per attachment,
+//
+//	<dir>/<pod>.<sandbox>.json
+//
+// written before a claim is made. The DEL of a sandbox finds its claims there whatever was killed in between, by name,
+// without a list that the API server might serve from an old copy; and the networks of one pod see
+// each other's addresses. It is gone after a reboot, as are the sandboxes; then the claims' labels tell.
+type journal struct{ dir string }
+
+// page is what an attachment may hold.
+type page struct {
+	Owner  ipam.Owner `json:"owner"`
+	Claims []noted    `json:"claims"`
+}
+
+// noted is a claim that was asked for.
+type noted struct {
+	Name        string     `json:"name"`
+	Pool        string     `json:"pool"`
+	Address     netip.Addr `json:"address"`
+	Recorded    string     `json:"recorded,omitempty"`    // version of the IPPool that has the entry
+	Reservation string     `json:"reservation,omitempty"` // UID
+}
+
+func (j journal) path(o ipam.Owner) string {
+	return filepath.Join(j.dir, digest(o.Pod())+"."+sandboxDigest(o)+".json")
+}
+
+func sandboxDigest(o ipam.Owner) string { return digest(o.ContainerID + "\x00" + o.IfName) }
+
+func digest(text string) string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(text))
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
+// note adds a claim to its owner's page, or replaces what is noted of it.
+func (j journal) note(owner ipam.Owner, n noted) error {
+	p, err := j.read(j.path(owner))
+	if err != nil {
+		return err
+	}
+	p.Owner = owner
+	p.drop(n.Name)
+	p.Claims = append(p.Claims, n)
+	return j.write(p)
+}
+
+// forget takes a claim off its owner's page, and the page away with the last one.
+func (j journal) forget(owner ipam.Owner, name string) error {
+	p, err := j.read(j.path(owner))
+	if err != nil {
+		return err
+	}
+	p.drop(name)
+	if len(p.Claims) == 0 {
+		return j.close(owner)
+	}
+	return j.write(p)
+}
+
+// close takes a page away.
+func (j journal) close(owner ipam.Owner) error {
+	for _, path := range j.find(func(_, sandbox string) bool { return sandbox == sandboxDigest(owner) }) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return journalError("take a note of an attachment's addresses away", err)
+		}
+	}
+	return nil
+}
+
+// sandbox is the page of an attachment, of whatever pod the runtime says it is by now.
+func (j journal) sandbox(o ipam.Owner) (page, error) {
+	for _, path := range j.find(func(_, sandbox string) bool { return sandbox == sandboxDigest(o) }) {
+		p, err := j.read(path)
+		if err != nil || p.Owner.SameAttachment(o) {
+			return p, err
+		}
+	}
+	return page{}, nil
+}
+
+// noted is what is known of a claim of an attachment.
+func (j journal) noted(o ipam.Owner, name string) (noted, error) {
+	p, err := j.sandbox(o)
+	for _, c := range p.Claims {
+		if c.Name == name {
+			return c, err
+		}
+	}
+	return noted{}, err
+}
+
+// pod is the pages of a pod's attachments on this node.
+func (j journal) pod(o ipam.Owner) ([]page, error) {
+	var pages []page
+	for _, path := range j.find(func(pod, _ string) bool { return pod == digest(o.Pod()) }) {
+		p, err := j.read(path)
+		if err != nil {
+			return nil, err
+		}
+		if p.Owner.Pod() == o.Pod() {
+			pages = append(pages, p)
+		}
+	}
+	return pages, nil
+}
+
+func (j journal) find(match func(pod, sandbox string) bool) []string {
+	entries, err := os.ReadDir(j.dir)
+	if err != nil {
+		return nil // not made yet
+	}
+	var paths []string
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		pod, sandbox, cut := strings.Cut(name, ".")
+		if ok && cut && match(pod, sandbox) {
+			paths = append(paths, filepath.Join(j.dir, e.Name()))
+		}
+	}
+	return paths
+}
+
+// read reads a page; none, or one that was torn, is an empty one.
+func (j journal) read(path string) (page, error) {
+	var p page
+	data, err := os.ReadFile(path) //nolint:gosec // a name of our own
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return page{}, nil
+	case err != nil:
+		return page{}, journalError("read a note of an attachment's addresses", err)
+	case json.Unmarshal(data, &p) != nil:
+		return page{}, nil
+	}
+	return p, nil
+}
+
+// write replaces a page. Only one process at a time works for an attachment; what it writes need
+// not survive the boot.
+func (j journal) write(p page) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return journalError("note an attachment's addresses", err)
+	}
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return journalError("note an attachment's addresses", err)
+	}
+	path := j.path(p.Owner)
+	draft := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.WriteFile(draft, data, 0o600); err != nil {
+		return journalError("note an attachment's addresses", err)
+	}
+	if err := os.Rename(draft, path); err != nil {
+		return journalError("note an attachment's addresses", errors.Join(err, os.Remove(draft)))
+	}
+	return nil
+}
+
+func (p *page) drop(name string) {
+	kept := p.Claims[:0]
+	for _, c := range p.Claims {
+		if c.Name != name {
+			kept = append(kept, c)
+		}
+	}
+	p.Claims = kept
+}
+
+func journalError(what string, err error) error {
+	return &cnierr.Error{Code: cnierr.IO, Err: fmt.Errorf("%s: %w", what, err)}
+}

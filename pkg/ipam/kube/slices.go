@@ -1,0 +1,70 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/ipam"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+)
+
+// Sliced narrows pools to this node's slice of their range, as Whereabouts' NodeSlicePool says. The object
+// is named after network_name, else after the network. A pool that the slice isn't part of (one of another
+// family) stays whole. Errors have code 11: a controller of Whereabouts gives nodes their slices.
+func (s *Store) Sliced(ctx context.Context, pools []ipam.Pool, network, node string) ([]ipam.Pool, error) {
+	var sliced []ipam.Pool
+	for _, pool := range pools {
+		name := network
+		if pool.NetworkName != "" {
+			name = pool.NetworkName
+		}
+		slice, err := s.slice(ctx, name, node)
+		if err != nil {
+			return nil, err
+		}
+		if pool.Range.Bits() <= slice.Bits() && pool.Range.Contains(slice.Addr()) {
+			if pool, err = pool.Sliced(node, slice); err != nil {
+				return nil, cnierr.New(cnierr.InvalidConfig, "node slice %s of NodeSlicePool %s/%s: %w", slice, s.Namespace, name, err)
+			}
+		}
+		sliced = append(sliced, pool)
+	}
+	return sliced, nil
+}
+
+func (s *Store) slice(ctx context.Context, name, node string) (netip.Prefix, error) {
+	var object nodeSlicePool
+	err := s.API.Get(ctx, Slices(s.Namespace), name, &object, kubeapi.Cached())
+	switch {
+	case apierrors.IsNotFound(err):
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "ipam.node_slice_size is set, but there is no NodeSlicePool %s/%s: is Whereabouts' node slice controller running, and does it know this network?", s.Namespace, name)
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("read NodeSlicePool %s/%s: %w", s.Namespace, name, s.API.Explain(err))
+	}
+	for _, a := range object.Status.Allocations {
+		if a.NodeName != node {
+			continue
+		}
+		slice, err := netip.ParsePrefix(a.SliceRange)
+		if err != nil {
+			return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s: the slice %q of node %s isn't a network in CIDR notation", s.Namespace, name, a.SliceRange, node)
+		}
+		return slice.Masked(), nil
+	}
+	return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s has no slice for node %s (%d of %d slices are given): make the range bigger or node_slice_size longer, or wait for Whereabouts' node slice controller",
+		s.Namespace, name, node, given(object), len(object.Status.Allocations))
+}
+
+func given(object nodeSlicePool) int {
+	n := 0
+	for _, a := range object.Status.Allocations {
+		if a.NodeName != "" {
+			n++
+		}
+	}
+	return n
+}
