@@ -3,7 +3,6 @@ package kubeipam
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -216,16 +215,30 @@ func (b *bed) objects(t require.TestingT) string {
 // whole checks that each claim has its entry and reservation, and the other way round.
 func (b *bed) whole(t *testing.T, isolated bool) (claims int) {
 	t.Helper()
-	kinds := map[string]int{}
-	for _, line := range strings.Split(b.objects(t), "\n") {
-		kind, _, _ := strings.Cut(line, " ")
-		kinds[kind]++
-	}
+	kinds := b.kinds(t)
 	require.Equal(t, kinds["claim"], kinds["entry"], "%s", b.objects(t))
 	if !isolated {
 		require.Equal(t, kinds["claim"], kinds["reservation"], "%s", b.objects(t))
 	}
 	return kinds["claim"]
+}
+
+// settled is the number of claims if each has its entry and its reservation, else -1.
+func (b *bed) settled(t require.TestingT) int {
+	kinds := b.kinds(t)
+	if kinds["claim"] != kinds["entry"] || kinds["claim"] != kinds["reservation"] {
+		return -1
+	}
+	return kinds["claim"]
+}
+
+func (b *bed) kinds(t require.TestingT) map[string]int {
+	kinds := map[string]int{}
+	for _, line := range strings.Split(b.objects(t), "\n") {
+		kind, _, _ := strings.Cut(line, " ")
+		kinds[kind]++
+	}
+	return kinds
 }
 
 // makePool makes a pool as Whereabouts does, with entries "key container podref ifname".
@@ -269,12 +282,6 @@ func span(from, to int) []string {
 }
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
-
-func toJSON(t *testing.T, v any) string {
-	data, err := json.Marshal(v)
-	require.NoError(t, err)
-	return string(data)
-}
 
 func files(t *testing.T, dir string) []string {
 	entries, err := os.ReadDir(dir)

@@ -34,6 +34,8 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"verbs", verbs},
 		{"many at once", many},
 		{"as many pods as addresses", exact},
+		{"record: agent", agentMode},
+		{"sticky with record: agent", stickyAgent},
 		{"API server away", away},
 	} {
 		t.Run(test.name, func(t *testing.T) {
