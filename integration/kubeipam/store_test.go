@@ -36,6 +36,11 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"as many pods as addresses", exact},
 		{"record: agent", agentMode},
 		{"sticky with record: agent", stickyAgent},
+		{"places", places},
+		{"identity", identity},
+		{"full host range", fullRange},
+		{"families", families},
+		{"host-shim", hostShimVerb},
 		{"API server away", away},
 	} {
 		t.Run(test.name, func(t *testing.T) {

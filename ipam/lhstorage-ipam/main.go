@@ -6,6 +6,9 @@
 // input of an ADD: `lhstorage-ipam decline ADDRESS MAC` gives up the attachment's claim on an address
 // that another device holds, and keeps everyone from getting it for 10 minutes.
 //
+// And `lhstorage-ipam host-shim` claims this node's place on the parent of the network that it is given on stdin (package
+// hostclaim), for the lhstorage plugin, which knows no Kubernetes.
+//
 // Where the node has a cluster the claims are kept there (package kube), else on its disk (package embedded).
 package main
 
@@ -26,6 +29,10 @@ import (
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "decline" {
 		exit(cnierr.ToCNI(declineMain(os.Args[2:])))
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "host-shim" {
+		exit(cnierr.ToCNI(hostShimMain(os.Args[2:])))
 		return
 	}
 	exit(skel.PluginMainFuncsWithError(skel.CNIFuncs{

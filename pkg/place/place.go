@@ -65,6 +65,19 @@ func Resolve(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) (Pla
 	return p, nil
 }
 
+// Index is the index that Resolve goes by, 0 when nothing tells one: a fresh node.
+func Index(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) int {
+	if node.Index != 0 {
+		return node.Index
+	}
+	var p Place
+	if plan.Parent.Type == netconf.ParentVXLAN {
+		p.VTEP = heldVTEP(plan.Parent, seen, last)
+	}
+	kept, _ := keptShims(plan, seen, last)
+	return cmp.Or(shimIndex(plan.HostShim, kept), last.Index, p.vtepIndex(plan.Parent.VTEP.CIDR))
+}
+
 // heldVTEP is the tunnel address that this node has already: the one the parent
 // uses, the one of an earlier run, or any address of the node in the VTEP range
 // (without a range: among the peers listed).

@@ -1,0 +1,374 @@
+// Package hostclaim claims a node's place on a parent in the cluster: its index, and the VTEP and shim
+// addresses that follow from it.
+//
+// A place is a HostShim object named `<parent>-<index>`: creating it is what claims the index. What a node
+// holds already in its kernel it claims exactly so, whatever the order in which nodes come; a node that has its
+// object keeps that; only a fresh node takes the lowest free index. What another node has is refused, naming both.
+// The object of a node that has left is taken over after an hour, and only when nothing answers there any more.
+package hostclaim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+	"github.com/lhstorage/lhstorage/pkg/place"
+)
+
+// Shims are the cluster's places.
+var Shims = kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: v1alpha1.HostShimResource}
+
+var nodes = kubeapi.Resource{Version: "v1", Plural: "nodes"}
+
+// Grace is how long the place of a node that has left is kept for it.
+const Grace = time.Hour
+
+// goneAnnotation of a HostShim says since when its node has been missed.
+const goneAnnotation = v1alpha1.Group + "/node-gone"
+
+// tries bounds how often a place is chosen anew because another node was quicker: as many nodes may
+// join at once.
+const tries = 300
+
+// Claimer claims places for one node.
+type Claimer struct {
+	API       *kubeapi.Client
+	Node      nodefile.File
+	MachineID string                                 // content of /etc/machine-id; empty: not known
+	Answers   func(context.Context, netip.Addr) bool // whether anything answers at an address
+}
+
+// Answer is a node's place and its peers.
+type Answer struct {
+	Index     int          `json:"index"`
+	Addresses []netip.Addr `json:"addresses"` // of the host shim, one for each host range
+	VTEP      netip.Addr   `json:"vtep,omitzero"`
+	Peers     []netip.Addr `json:"peers"` // VTEPs of the parent's other nodes, sorted
+}
+
+// Claim finds or makes the node's place on the parent of plan's network. seen is what its kernel has, last what
+// was answered before. Errors have code 7 where people must decide, 11 where the cluster can't be asked.
+func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen, last place.Place) (Answer, error) {
+	if plan.Parent.Name == "" {
+		return Answer{}, cnierr.New(cnierr.InvalidConfig, "network %q: the parent's name isn't known, so there is no place on it to claim; set parent.name", plan.Name)
+	}
+	pinned, err := c.pinned(ctx)
+	if err != nil {
+		return Answer{}, err
+	}
+	for range tries {
+		all, err := c.list(ctx, plan.Parent.Name)
+		if err != nil {
+			return Answer{}, err
+		}
+		answer, err := c.try(ctx, plan, pinned, seen, last, all)
+		if !errors.Is(err, errAgain) {
+			return answer, err
+		}
+	}
+	return Answer{}, cnierr.New(cnierr.TryAgain, "claim a place on %s for node %s: other nodes were quicker %d times; the runtime may try again", plan.Parent.Name, c.Node.NodeName, tries)
+}
+
+// errAgain says that the places have changed since they were listed.
+var errAgain = errors.New("the places have changed meanwhile")
+
+// pinned is the node file with the index that the Node's annotation gives.
+func (c *Claimer) pinned(ctx context.Context) (nodefile.File, error) {
+	var object struct {
+		Metadata struct {
+			Annotations map[string]string `json:"annotations"`
+		} `json:"metadata"`
+	}
+	file := c.Node
+	err := c.API.Get(ctx, nodes, file.NodeName, &object)
+	text := object.Metadata.Annotations[v1alpha1.IndexAnnotation]
+	switch {
+	case apierrors.IsNotFound(err):
+		return file, cnierr.New(cnierr.InvalidConfig, "there is no Node %q: nodeName in the node file must be this node's name in the cluster", file.NodeName)
+	case err != nil:
+		return file, fmt.Errorf("read Node %s: %w", file.NodeName, c.API.Explain(err))
+	case text == "":
+		return file, nil
+	}
+	index, err := strconv.Atoi(text)
+	switch {
+	case err != nil || index < 1:
+		return file, cnierr.New(cnierr.InvalidConfig, "Node %s: annotation %s is %q, but must be a number from 1", file.NodeName, v1alpha1.IndexAnnotation, text)
+	case file.Index != 0 && file.Index != index:
+		return file, cnierr.New(cnierr.InvalidConfig, "node %s is pinned to index %d by its annotation %s and to %d by its node file: leave one of them out", file.NodeName, index, v1alpha1.IndexAnnotation, file.Index)
+	}
+	file.Index = index
+	return file, nil
+}
+
+func (c *Claimer) list(ctx context.Context, parent string) ([]v1alpha1.HostShim, error) {
+	var list v1alpha1.HostShimList
+	if err := c.API.List(ctx, Shims, &list, kubeapi.Labelled(v1alpha1.LabelParent, v1alpha1.LabelValue(parent))); err != nil {
+		return nil, fmt.Errorf("list the places on %s: %w", parent, c.API.Explain(err))
+	}
+	return slices.DeleteFunc(list.Items, func(h v1alpha1.HostShim) bool { return h.Spec.Parent != parent }), nil
+}
+
+// try claims a place, given all that there are; errAgain when they have changed.
+func (c *Claimer) try(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, last place.Place, all []v1alpha1.HostShim) (Answer, error) {
+	own, err := c.own(ctx, all)
+	if err != nil {
+		return Answer{}, err
+	}
+	if own != nil {
+		last = placeOf(*own, plan.Name)
+	}
+	var want place.Place
+	if place.Index(plan, node, seen, last) == 0 {
+		want, err = c.fresh(ctx, plan, node, seen, all)
+	} else {
+		want, err = place.Resolve(plan, node, seen, last)
+	}
+	if err != nil {
+		return Answer{}, err
+	}
+	if err := taken(c.Node.NodeName, plan, want, all, own); err != nil {
+		return Answer{}, err
+	}
+	if err := c.keep(ctx, plan, want, own); err != nil {
+		return Answer{}, err
+	}
+	return answer(plan, want, all, own), nil
+}
+
+// own is this node's object: by its name, or, after it was renamed, by its machine id where
+// no live Node has that object's name.
+func (c *Claimer) own(ctx context.Context, all []v1alpha1.HostShim) (*v1alpha1.HostShim, error) {
+	for i := range all {
+		if all[i].Spec.Node == c.Node.NodeName {
+			return &all[i], nil
+		}
+	}
+	for i := range all {
+		if c.MachineID == "" || all[i].Spec.MachineID != c.MachineID {
+			continue
+		}
+		lives, err := c.lives(ctx, all[i].Spec.Node)
+		if err != nil || !lives {
+			return &all[i], err
+		}
+	}
+	return nil, nil
+}
+
+// lives says whether there is a Node of that name.
+func (c *Claimer) lives(ctx context.Context, node string) (bool, error) {
+	err := c.API.Get(ctx, nodes, node, nil)
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read Node %s: %w", node, c.API.Explain(err))
+	}
+	return true, nil
+}
+
+// fresh is the place of a node that has none: the lowest index that is free together with what follows from
+// it; if there is none, that of a node which left long ago.
+func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, all []v1alpha1.HostShim) (place.Place, error) {
+	for node.Index = 1; ; node.Index++ {
+		want, err := place.Resolve(plan, node, seen, place.Place{})
+		if err != nil && node.Index > 1 {
+			return c.reuse(ctx, plan, all)
+		}
+		if err != nil || taken(node.NodeName, plan, want, all, nil) == nil {
+			return want, err
+		}
+	}
+}
+
+// reuse removes the object of a node that left long ago, so that its place is free; the error is
+// errAgain then, else says what there is.
+func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.HostShim) (place.Place, error) {
+	var words []string
+	for _, h := range all {
+		lives, err := c.lives(ctx, h.Spec.Node)
+		if err != nil {
+			return place.Place{}, err
+		}
+		if lives {
+			continue
+		}
+		why, err := c.free(ctx, h)
+		if err != nil {
+			return place.Place{}, err
+		}
+		words = append(words, why)
+	}
+	hint := "no node has left"
+	if len(words) > 0 {
+		hint = strings.Join(words, "; ")
+	}
+	return place.Place{}, cnierr.New(cnierr.InvalidConfig, "all %d places on %s that the host range and the VTEP range have are taken (%s): widen hostShim.range and parent.vtep.cidr, or delete the HostShim of a node that won't come back",
+		len(all), plan.Parent.Name, hint)
+}
+
+// free removes an object whose node is gone, if it has been gone for long and nothing answers; the error is errAgain
+// then. Else it says why not.
+func (c *Claimer) free(ctx context.Context, h v1alpha1.HostShim) (why string, err error) {
+	since, err := time.Parse(time.RFC3339, h.Annotations[goneAnnotation])
+	if err != nil {
+		since = c.API.Now()
+		if err := c.patch(ctx, h, annotate(h, goneAnnotation, since.UTC().Format(time.RFC3339))); err != nil {
+			return "", err
+		}
+	}
+	if left := Grace - c.API.Now().Sub(since); left > 0 {
+		return fmt.Sprintf("index %d of node %s, which is gone, is kept for another %s", h.Spec.Index, h.Spec.Node, left.Round(time.Second)), nil
+	}
+	for _, addr := range addresses(h) {
+		if c.Answers(ctx, addr) {
+			return fmt.Sprintf("index %d of node %s, which is gone, can't be reused: %s still answers", h.Spec.Index, h.Spec.Node, addr), nil
+		}
+	}
+	err = c.API.Delete(ctx, Shims, h.Name, string(h.UID), h.ResourceVersion)
+	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return "", errAgain
+	}
+	return "", fmt.Errorf("remove HostShim %s of a node that is gone: %w", h.Name, c.API.Explain(err))
+}
+
+// taken is the refusal of a place of which another node has a part.
+func taken(node string, plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim, own *v1alpha1.HostShim) error {
+	var faults []error
+	for _, h := range all {
+		if own != nil && h.UID == own.UID {
+			continue
+		}
+		var parts []string
+		if h.Spec.Index == want.Index {
+			parts = append(parts, fmt.Sprintf("index %d", want.Index))
+		}
+		if want.VTEP.IsValid() && parse(h.Spec.VTEP) == want.VTEP {
+			parts = append(parts, "VTEP "+want.VTEP.String())
+		}
+		for _, addr := range want.Shim {
+			if slices.Contains(placeOf(h, plan.Name).Shim, addr) {
+				parts = append(parts, "address "+addr.String())
+			}
+		}
+		if len(parts) > 0 {
+			faults = append(faults, fmt.Errorf("%s is node %s's (HostShim %s)", strings.Join(parts, " and "), h.Spec.Node, h.Name))
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return cnierr.New(cnierr.InvalidConfig, "node %s can't have its place on %s: %w; give one of the nodes another address, or, if that node won't come back, delete its HostShim",
+		node, plan.Parent.Name, errors.Join(faults...))
+}
+
+// keep makes the node's object what it must be.
+func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place, own *v1alpha1.HostShim) error {
+	object := c.object(plan, want, own)
+	if own == nil || own.Name != object.Name {
+		err := c.API.Create(ctx, Shims, object, nil)
+		if apierrors.IsAlreadyExists(err) {
+			return errAgain
+		}
+		if err != nil {
+			return fmt.Errorf("claim HostShim %s: %w", object.Name, c.API.Explain(err))
+		}
+		if own == nil {
+			return nil
+		}
+		err = c.API.Delete(ctx, Shims, own.Name, string(own.UID), "") // the node has moved to another index
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove HostShim %s, the node's former place: %w", own.Name, c.API.Explain(err))
+		}
+		return nil
+	}
+	if equal(own.Spec, object.Spec) && own.Annotations[goneAnnotation] == "" {
+		return nil
+	}
+	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec)}
+	if own.Annotations[goneAnnotation] != "" {
+		ops = append(ops, kubeapi.Remove("/metadata/annotations/"+kubeapi.Escape(goneAnnotation)))
+	}
+	return c.patch(ctx, *own, ops)
+}
+
+// patch changes an object that is as it was read; errAgain when it isn't.
+func (c *Claimer) patch(ctx context.Context, h v1alpha1.HostShim, ops []kubeapi.Op) error {
+	err := c.API.Patch(ctx, Shims, h.Name, append([]kubeapi.Op{kubeapi.Test("/metadata/resourceVersion", h.ResourceVersion)}, ops...), nil)
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsConflict(err) || apierrors.IsNotFound(err):
+		return errAgain
+	case apierrors.IsInvalid(err): // a failed test, or a refusal
+		var now v1alpha1.HostShim
+		if getErr := c.API.Get(ctx, Shims, h.Name, &now); getErr == nil && now.ResourceVersion != h.ResourceVersion {
+			return errAgain
+		}
+	}
+	return fmt.Errorf("change HostShim %s: %w", h.Name, c.API.Explain(err))
+}
+
+func annotate(h v1alpha1.HostShim, key, value string) []kubeapi.Op {
+	if h.Annotations == nil {
+		return []kubeapi.Op{kubeapi.Add("/metadata/annotations", map[string]string{key: value})}
+	}
+	return []kubeapi.Op{kubeapi.Add("/metadata/annotations/"+kubeapi.Escape(key), value)}
+}
+
+// answer is what the node is told.
+func answer(plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim, own *v1alpha1.HostShim) Answer {
+	a := Answer{Index: want.Index, Addresses: want.Shim, VTEP: want.VTEP, Peers: []netip.Addr{}}
+	if a.Addresses == nil {
+		a.Addresses = []netip.Addr{}
+	}
+	for _, h := range all {
+		if vtep := parse(h.Spec.VTEP); vtep.IsValid() && vtep != want.VTEP && (own == nil || h.UID != own.UID) && plan.Parent.Type == netconf.ParentVXLAN {
+			a.Peers = append(a.Peers, vtep)
+		}
+	}
+	slices.SortFunc(a.Peers, netip.Addr.Compare)
+	a.Peers = slices.Compact(a.Peers)
+	return a
+}
+
+func parse(text string) netip.Addr {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr
+}
+
+// addresses are all that a node has on its parent.
+func addresses(h v1alpha1.HostShim) []netip.Addr {
+	var list []netip.Addr
+	if vtep := parse(h.Spec.VTEP); vtep.IsValid() {
+		list = append(list, vtep)
+	}
+	for _, n := range h.Spec.Networks {
+		list = append(list, placeOf(h, n.Name).Shim...)
+	}
+	return list
+}
+
+func equal(a, b v1alpha1.HostShimSpec) bool {
+	sameNetwork := func(x, y v1alpha1.ShimNetwork) bool {
+		return x.Name == y.Name && slices.Equal(x.Addresses, y.Addresses)
+	}
+	return a.Node == b.Node && a.MachineID == b.MachineID && a.VTEP == b.VTEP && cmp.Compare(a.Index, b.Index) == 0 && slices.EqualFunc(a.Networks, b.Networks, sameNetwork)
+}
