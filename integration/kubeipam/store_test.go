@@ -41,6 +41,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"full host range", fullRange},
 		{"families", families},
 		{"host-shim", hostShimVerb},
+		{"beside whereabouts", beside},
 		{"API server away", away},
 	} {
 		t.Run(test.name, func(t *testing.T) {
