@@ -37,7 +37,7 @@ func (l testLog) Write(p []byte) (int, error) {
 
 var _ io.Writer = testLog{}
 
-func (b *bed) holder(t require.TestingT) string {
+func (b *bed) holder(_ require.TestingT) string {
 	var lease kube.Lease
 	if b.api.Get(context.Background(), kube.Leases("kube-system"), kube.RecorderLease, &lease) != nil || !lease.Fresh(time.Now()) {
 		return ""

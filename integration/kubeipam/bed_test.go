@@ -114,7 +114,6 @@ func (b *bed) counted() string {
 type node struct {
 	*bed
 	name, dir string
-	order     ipam.Order
 	agent     bool
 }
 

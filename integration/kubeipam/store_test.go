@@ -179,7 +179,7 @@ func interrupted(t *testing.T, b *bed) {
 		alloc, _ := n.call(t, conf, pod1)
 		pool := alloc.Pools[0]
 		claim := pool.NewClaim(addr("10.0.0.9"), alloc.Owner)
-		blocked := n.bed.client(t, "")
+		blocked := n.client(t, "")
 		_, store := n.callBy(t, blocked, conf, pod1)
 		require.NoError(t, store.Create(t.Context(), pool, claim))
 		require.NoError(t, b.api.Patch(t.Context(), kube.Pools("kube-system"), "10.0.0.0-24", []kubeapi.Op{kubeapi.Remove("/spec/allocations/9")}, nil))

@@ -49,6 +49,7 @@ type Client struct {
 	base *url.URL
 	from string       // where the credentials came from, for messages
 	date atomic.Int64 // the server's clock when it last answered, Unix seconds
+	slow atomic.Int64 // the longest that an answer took, nanoseconds
 }
 
 // Load reads a kubeconfig's current context. Errors have code 7 and name the file; no call
@@ -88,7 +89,7 @@ func NamespaceOf(kubeconfig string) string {
 func New(cfg *rest.Config) (*Client, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.DisableCompression = true // the server is near, and its time is what is short
-	base, _, err := rest.DefaultServerURL(cfg.Host, "", schema.GroupVersion{}, cfg.TLSClientConfig.CAFile != "" || len(cfg.TLSClientConfig.CAData) > 0 || cfg.Insecure)
+	base, _, err := rest.DefaultServerURL(cfg.Host, "", schema.GroupVersion{}, cfg.CAFile != "" || len(cfg.CAData) > 0 || cfg.Insecure)
 	if err != nil {
 		return nil, fmt.Errorf("server %q: %w", cfg.Host, err)
 	}
@@ -110,6 +111,9 @@ func (c *Client) Now() time.Time {
 	}
 	return time.Now()
 }
+
+// Slowest is the longest that an answer took so far. A server that is slow is a busy one.
+func (c *Client) Slowest() time.Duration { return time.Duration(c.slow.Load()) }
 
 // Resource is a kind of object, in a namespace where it has one.
 type Resource struct {
@@ -148,7 +152,7 @@ func (o Op) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// Test, Add and Remove make operations.
+// Test fails the patch unless path holds value; nil: unless nothing is there.
 func Test(path string, value any) Op { return Op{"test", path, value} }
 
 // Add sets what is at path.
@@ -344,6 +348,8 @@ func (c *Client) once(ctx context.Context, method, path, kind string, q url.Valu
 		into = meta.into
 		req.Header.Set("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json")
 	}
+	began := time.Now()
+	defer func() { c.slow.Store(max(c.slow.Load(), int64(time.Since(began)))) }()
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return 0, &UnreachableError{Call: method + " " + path, Server: c.Server(), Err: err}

@@ -148,8 +148,9 @@ func (j journal) read(path string) (page, error) {
 		return page{}, nil
 	case err != nil:
 		return page{}, journalError("read a note of an attachment's addresses", err)
-	case json.Unmarshal(data, &p) != nil:
-		return page{}, nil
+	}
+	if torn := json.Unmarshal(data, &p) != nil; torn {
+		p = page{}
 	}
 	return p, nil
 }

@@ -22,7 +22,7 @@ const (
 	whereaboutsVersion = "v1alpha1"
 )
 
-// Pools, Reservations and Slices are Whereabouts' objects in a namespace.
+// Pools are Whereabouts' IPPools in a namespace.
 func Pools(namespace string) kubeapi.Resource {
 	return kubeapi.Resource{Group: whereaboutsGroup, Version: whereaboutsVersion, Plural: "ippools", Namespace: namespace}
 }

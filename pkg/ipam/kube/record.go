@@ -276,7 +276,7 @@ func (s *Store) touch(ctx context.Context, v *view, claim string) error {
 		if !apierrors.IsConflict(err) {
 			return fmt.Errorf("touch IPPool %s/%s: %w", s.Namespace, v.object.Name, s.API.Explain(err))
 		}
-		if err := wait(ctx, rand.N(firstWait)); err != nil {
+		if err := wait(ctx, rand.N(poll)); err != nil {
 			return err
 		}
 	}

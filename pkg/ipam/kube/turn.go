@@ -24,7 +24,8 @@ const (
 	recordedMark = v1alpha1.Group + "/recorded" // annotation: all claims as of this version have their entries
 	removedMark  = v1alpha1.Group + "/removed"  // and all that were given up as of this one have none
 
-	firstWait = 10 * time.Millisecond  // for others that come at the same time, at most
+	busy      = 40 * time.Millisecond  // a server that takes longer for an answer has a crowd before it
+	firstWait = 100 * time.Millisecond // in a crowd, for another that writes for all: to list all claims is dear
 	slot      = 150 * time.Millisecond // what each place further back in the order waits longer: a patch of a server that has much to do
 	longest   = 2 * time.Second        // nobody waits longer than this for those before it
 	poll      = 20 * time.Millisecond  // between two looks, and half a millisecond more for each who waits
@@ -52,8 +53,8 @@ type turn struct {
 // take sees to it that the pool is as the claim wants it, and returns a version of it that is.
 func (t turn) take(ctx context.Context) (string, error) {
 	began, before, sure := time.Now(), 0, t.since == "" && t.mark == removedMark
-	if t.crowd && t.mark == recordedMark {
-		if err := wait(ctx, rand.N(firstWait)); err != nil {
+	if (t.crowd || t.API.Slowest() > busy) && t.own.ResourceVersion != "" {
+		if err := wait(ctx, firstWait/8+rand.N(firstWait)); err != nil {
 			return "", err
 		}
 		if after, err := t.marked(ctx); err != nil || after.done {

@@ -61,7 +61,7 @@ func (r *Recorder) giveUp(ctx context.Context) error {
 	var lease kube.Lease
 	err := r.API.Get(ctx, kube.Leases(r.Namespace), kube.RecorderLease, &lease)
 	if err != nil || lease.Spec.HolderIdentity != r.Identity {
-		return nil // it ends by itself
+		return nil //nolint:nilerr // it ends by itself
 	}
 	lease.Spec.HolderIdentity = ""
 	if err := r.API.Update(ctx, kube.Leases(r.Namespace), kube.RecorderLease, lease, nil); err != nil {
