@@ -22,6 +22,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apitypes "k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
@@ -241,6 +242,17 @@ func (s *side) makePool(t require.TestingT, name, whole string, entries ...entry
 		pool.Spec.Allocations[e.key] = whereabouts.IPAllocation{ContainerID: e.id, PodRef: e.pod, IfName: e.ifName}
 	}
 	require.NoError(t, s.api.Create(context.Background(), kube.Pools(s.space), pool, nil))
+}
+
+// ensurePool makes a pool unless it is there.
+func (s *side) ensurePool(t require.TestingT, name, whole string) {
+	_, err := s.Dynamic.Resource(controlplane.IPPools).Namespace(s.space).Get(context.Background(), name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		s.makePool(t, name, whole)
+		return
+	}
+	require.NoError(t, err)
+	s.patch(t, name, `[{"op": "test", "path": "/spec/range", "value": "`+whole+`"}]`)
 }
 
 // reserve makes a reservation as whereabouts does.

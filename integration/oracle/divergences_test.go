@@ -43,6 +43,8 @@ func divergences(t *testing.T, b *bed) {
 		{"a stale lease", staleLease},
 		{"API server down", apiDown},
 		{"address excluded by now", excludedNow},
+		{"gateway of the other family", otherGateway},
+		{"lowest address and another range", otherRange},
 		{"DEL with a configuration that can't be read", delUnreadable},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -310,4 +312,27 @@ func delUnreadable(t *testing.T, theirs, ours *side) {
 	assert.Equal(t, whole1, theirs.objects(t, theirs.space))
 	require.NoError(t, ours.del(t, broken, pod1))
 	assert.Empty(t, ours.objects(t, ours.space))
+}
+
+func otherGateway(t *testing.T, theirs, ours *side) {
+	section := small + `, "ipRanges": [{"range": "fd00:7::/64"}], "gateway": "10.0.0.254"`
+	for s, want := range map[*side]string{theirs: "10.0.0.1/24 via 10.0.0.254, fd00:7::1/64 via 10.0.0.254", ours: "10.0.0.1/24 via 10.0.0.254, fd00:7::1/64"} {
+		got := s.add(t, section, pod1)
+		require.NoError(t, got.err)
+		assert.Equal(t, want, got.addresses, s.kind)
+	}
+}
+
+// Addresses that another range's pods hold are met one by one: theirs goes on with the next, ours away from the crowd.
+func otherRange(t *testing.T, theirs, ours *side) {
+	for _, s := range []*side{theirs, ours} {
+		require.NoError(t, s.add(t, `"range": "10.0.0.0/28"`, pod1).err)
+		got := s.add(t, small, attachment{"default/pod2", "cid2", "net1"})
+		require.NoError(t, got.err)
+		assert.NotEqual(t, "10.0.0.1/24", got.addresses)
+		if s == theirs {
+			assert.Equal(t, "10.0.0.2/24", got.addresses)
+		}
+	}
+	assert.Len(t, live(ours.claims(t)), 2)
 }

@@ -11,6 +11,12 @@ func TestBesideWhereabouts(t *testing.T) {
 	}{
 		{"cases", cases},
 		{"divergences", divergences},
+		{"random sequences", random},
+		{"side by side", sideBySide},
+		{"side by side, killed", sideBySideKilled},
+		{"ADD by one, DEL by the other", handOver},
+		{"exhaustion", exhaustion},
+		{"API server away at DEL", awayAtDel},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, b) })
 	}
