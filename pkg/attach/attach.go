@@ -63,11 +63,15 @@ func (p *Plugin) records() record.Dir {
 	return record.Dir(filepath.Join(p.Node.RunDir, "attachments"))
 }
 
-func (p *Plugin) ensurer(plan *netconf.Plan) *node.Ensurer {
-	return &node.Ensurer{
+func (p *Plugin) ensurer(plan *netconf.Plan, path string) *node.Ensurer {
+	e := &node.Ensurer{
 		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, RestoreMTU: p.restoreMTU, InUse: p.networkInUse,
 		Neighbours: hostNeighbours{p.Kernel, plan.Conflict.Window},
 	}
+	if p.Node.Kubeconfig != "" {
+		e.Claim = claimer(path)
+	}
+	return e
 }
 
 // add is one ADD.
@@ -206,7 +210,7 @@ func (a *add) ready(ctx context.Context) error {
 	if err := a.knowsNetwork(); err != nil {
 		return err
 	}
-	state, err := a.ensurer(a.plan).Ensure(ctx, a.plan)
+	state, err := a.ensurer(a.plan, a.Path).Ensure(ctx, a.plan)
 	if err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func (c *check) node(ctx context.Context) {
 			return
 		}
 	}
-	_, pending, err := c.ensurer(c.plan).Look(ctx, c.plan)
+	_, pending, err := c.ensurer(c.plan, c.Path).Look(ctx, c.plan)
 	if err != nil {
 		c.faults = append(c.faults, err)
 	} else if pending != "" {
@@ -184,7 +184,7 @@ func (p *Plugin) Status(ctx context.Context, plan *netconf.Plan, path string) er
 	var faults []error
 	impaired := false
 	if plan.Parent.Name != "" && !plan.LinkInContainer {
-		down, err := p.parentStatus(ctx, plan)
+		down, err := p.parentStatus(ctx, plan, path)
 		impaired = down
 		faults = append(faults, err)
 	}
@@ -201,7 +201,7 @@ func (p *Plugin) Status(ctx context.Context, plan *netconf.Plan, path string) er
 }
 
 // parentStatus looks at the parent and at what an ADD would have to change.
-func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan) (impaired bool, err error) {
+func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan, path string) (impaired bool, err error) {
 	link, err := p.Kernel.Link(plan.Parent.Name)
 	missing := kernel.IsNotFound(err)
 	if err != nil && !missing {
@@ -211,7 +211,7 @@ func (p *Plugin) parentStatus(ctx context.Context, plan *netconf.Plan) (impaired
 	if !missing && !link.Up && plan.Parent.Type == netconf.ParentDevice && (plan.HostShim != nil || p.cutOff(link.Name)) {
 		return used, fmt.Errorf("parent %s is down: `ip link set %s up`", link.Name, link.Name)
 	}
-	if _, _, err := p.ensurer(plan).Look(ctx, plan); err != nil {
+	if _, _, err := p.ensurer(plan, path).Look(ctx, plan); err != nil {
 		return used && missing, err
 	}
 	if missing && used {

@@ -12,6 +12,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
@@ -42,6 +43,9 @@ type Ensurer struct {
 	// allows them again. The kernel lowers them with their parent, but never
 	// raises them.
 	RestoreMTU func(parent kernel.Link) error
+	// Claim asks the cluster for this node's place on plan's parent; nil without a
+	// cluster. Its errors have code 11 where the cluster can't be asked now.
+	Claim func(ctx context.Context, plan *netconf.Plan, seen place.Seen, last place.Place) (place.Place, error)
 	// InUse says that pods of this node are attached to a network on a parent.
 	InUse func(network, parent string) bool
 	// LockWait bounds the wait for the node's lock.
@@ -82,8 +86,11 @@ func (e *Ensurer) Ensure(ctx context.Context, plan *netconf.Plan) (State, error)
 // Look tells what Ensure would change first, without changing anything; "" for
 // nothing. CHECK and STATUS ask it.
 func (e *Ensurer) Look(ctx context.Context, plan *netconf.Plan) (State, string, error) {
-	r := &run{Ensurer: e, plan: plan}
+	r := &run{Ensurer: e, plan: plan, passive: true}
 	_, err := r.look(ctx)
+	if errors.Is(err, errUnclaimed) {
+		return r.state, err.Error(), nil
+	}
 	return r.state, r.pending, err
 }
 
@@ -110,17 +117,20 @@ type run struct {
 	*Ensurer
 	plan    *netconf.Plan
 	last    place.Place
-	fresh   bool // the place and the MTU must be worked out anew
+	fresh   bool         // the MTU must be worked out anew
+	passive bool         // nothing may be changed, in the cluster neither
+	asked   time.Time    // when the cluster gave last
+	claimed *place.Place // what it says now, where it was asked
 	state   State
 	pending string
 }
 
 // look does one round without changing anything; quiet means nothing is to do.
 func (r *run) look(ctx context.Context) (quiet bool, err error) {
-	if r.last, err = loadPlace(r.placePath()); err != nil {
+	if r.last, r.asked, err = loadPlace(r.placePath()); err != nil {
 		return false, err
 	}
-	if err := r.resolve(); err != nil {
+	if err := r.resolve(ctx); err != nil {
 		return false, err
 	}
 	for _, stage := range r.stages() {
@@ -145,12 +155,15 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 		r.pending = "write " + r.placePath()
 		return false, nil
 	}
+	if r.claimed != nil {
+		_ = os.Chtimes(r.placePath(), time.Time{}, time.Now()) // still true, so it need not be asked for soon
+	}
 	return true, r.observe()
 }
 
 func (r *run) apply(ctx context.Context) (err error) {
 	r.fresh = true
-	if r.last, err = loadPlace(r.placePath()); err != nil { // another process may have been quicker
+	if r.last, r.asked, err = loadPlace(r.placePath()); err != nil { // another process may have been quicker
 		return err
 	}
 	if err := r.own(); err != nil {
@@ -172,7 +185,7 @@ func (r *run) apply(ctx context.Context) (err error) {
 
 // round applies each stage's steps; quiet means that there were none.
 func (r *run) round(ctx context.Context) (quiet bool, err error) {
-	if err := r.resolve(); err != nil {
+	if err := r.resolve(ctx); err != nil {
 		return false, err
 	}
 	r.last = r.state.Place // a round may take away what it was told by, a parent that is made again for one
@@ -244,12 +257,12 @@ func (r *run) observe() error {
 }
 
 // resolve works out this node's place from what it holds.
-func (r *run) resolve() error {
+func (r *run) resolve(ctx context.Context) error {
 	seen, err := r.see()
 	if err != nil {
 		return coded(err)
 	}
-	p, err := place.Resolve(r.plan, r.Node, seen, r.last)
+	p, err := r.find(ctx, seen)
 	if err != nil {
 		return err
 	}
@@ -259,6 +272,46 @@ func (r *run) resolve() error {
 		r.state.Shim, r.state.Addrs = r.plan.HostShim.Name, shimAddrs(r.plan.HostShim, p)
 	}
 	return nil
+}
+
+// claimAge is how long the cluster's last answer is gone by. The agent keeps it
+// true; without one, new peers are found by this.
+const claimAge = time.Minute
+
+// errUnclaimed is Look's way to say that the cluster would have to be asked.
+var errUnclaimed = errors.New("claim this node's place in the cluster")
+
+// find works out this node's place: from what it holds and its node file, or, in
+// a cluster, by what the cluster says. The cluster's last answer serves while it is young,
+// and when the cluster can't be asked: a node must come up with the API away.
+func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
+	if r.Claim == nil || r.plan.HostShim == nil && r.plan.Parent.Type != netconf.ParentVXLAN {
+		return place.Resolve(r.plan, r.Node, seen, r.last)
+	}
+	known := complete(r.plan, r.last)
+	switch {
+	case r.claimed != nil:
+		return *r.claimed, nil
+	case known && (r.passive || time.Since(r.asked) < claimAge):
+		return r.last, nil
+	case r.passive:
+		return place.Place{}, errUnclaimed
+	}
+	p, err := r.Claim(ctx, r.plan, seen, r.last)
+	if err != nil && known && cnierr.CodeOf(err) == cnierr.TryAgain {
+		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the last answer, index %d\n", err, r.last.Index)
+		return r.last, nil
+	}
+	if err == nil {
+		r.claimed = &p
+	}
+	return p, err
+}
+
+// complete says that a place has all that plan's network needs.
+func complete(plan *netconf.Plan, p place.Place) bool {
+	shims := plan.HostShim == nil || len(p.Shim) == len(plan.HostShim.Ranges)
+	return p.Index != 0 && shims && (plan.Parent.Type != netconf.ParentVXLAN || p.VTEP.IsValid())
 }
 
 func (r *run) see() (place.Seen, error) {
@@ -342,7 +395,7 @@ func (r *run) parent(context.Context) ([]kernel.Step, error) {
 	return parent.Diff(r.Kernel, parent.Desired{
 		Parent: r.plan.Parent, Local: p.VTEP, Peers: p.Peers, AutoMTU: p.MTU,
 		MAC:    place.MAC(r.Node, r.plan.Parent.Name, "parent", p.VTEP),
-		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving,
+		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving, Incomplete: r.Claim != nil,
 	})
 }
 
@@ -436,7 +489,7 @@ func (r *run) placePath() string {
 
 // answered says that the answer on disk is the one just found.
 func (r *run) answered() bool {
-	saved, err := loadPlace(r.placePath())
+	saved, _, err := loadPlace(r.placePath())
 	return err == nil && same(saved, r.state.Place)
 }
 

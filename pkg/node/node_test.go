@@ -348,7 +348,7 @@ func TestNetworksShareAParent(t *testing.T) {
 }
 
 func (w *world) placeOf(plan *netconf.Plan) string {
-	p, err := loadPlace((&run{Ensurer: w.e, plan: plan}).placePath())
+	p, _, err := loadPlace((&run{Ensurer: w.e, plan: plan}).placePath())
 	require.NoError(w.t, err)
 	return p.Shim[0].String()
 }

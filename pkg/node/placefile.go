@@ -5,26 +5,29 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/place"
 )
 
-// loadPlace reads the last answer; none is a zero place. A torn file is none
-// too: the answer is found anew from what the node holds.
-func loadPlace(path string) (place.Place, error) {
+// loadPlace reads the last answer and when it was written; none is a zero place.
+// A torn file is none too: the answer is found anew from what the node holds.
+func loadPlace(path string) (p place.Place, written time.Time, err error) {
 	data, err := os.ReadFile(path) //nolint:gosec // below the node's state directory
 	if errors.Is(err, fs.ErrNotExist) {
-		return place.Place{}, nil
+		return place.Place{}, written, nil
 	}
 	if err != nil {
-		return place.Place{}, cnierr.New(cnierr.IO, "read this node's place on the storage network: %w", err)
+		return place.Place{}, written, cnierr.New(cnierr.IO, "read this node's place on the storage network: %w", err)
 	}
-	var p place.Place
 	if json.Unmarshal(data, &p) != nil {
-		return place.Place{}, nil //nolint:nilerr // a torn file is no answer
+		return place.Place{}, written, nil //nolint:nilerr // a torn file is no answer
 	}
-	return p, nil
+	if info, err := os.Stat(path); err == nil {
+		written = info.ModTime()
+	}
+	return p, written, nil
 }
 
 // savePlace writes the answer so that it survives a power loss: it is what a

@@ -38,6 +38,9 @@ type Desired struct {
 	AutoMTU int
 	// Peers are the other nodes' VTEPs; nil: not known, flood entries stay as they are.
 	Peers []netip.Addr
+	// Incomplete says that Peers may lack some: nodes that have not claimed their
+	// place yet, but are reached by the entries of a script. None is removed then.
+	Incomplete bool
 	// Beside says that a host shim with an address of its own hangs on a parent
 	// that has addresses too.
 	Beside bool
@@ -350,7 +353,7 @@ func floods(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 		}
 	}
 	for _, stale := range have {
-		if !slices.Contains(d.Peers, stale) {
+		if !d.Incomplete && !slices.Contains(d.Peers, stale) {
 			steps = append(steps, kernel.Step{Name: "parent.flood.del", Text: fmt.Sprintf("remove peer %s from %s", stale, link.Name),
 				Do: func(k kernel.Kernel) error { return ignore(k.DelFlood(link.Index, stale), kernel.IsNotFound) }})
 		}
