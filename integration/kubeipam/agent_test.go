@@ -47,7 +47,7 @@ func (b *bed) holder(_ require.TestingT) string {
 
 func (b *bed) eventually(t *testing.T, want string) {
 	t.Helper()
-	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Equal(c, want, b.objects(c)) }, 20*time.Second, 50*time.Millisecond)
+	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Equal(c, want, b.objects(c)) }, callTime, 50*time.Millisecond)
 }
 
 // With a recorder an ADD makes nothing but its claim, and a DEL marks it; the recorder does the rest. Without one
@@ -65,7 +65,7 @@ func agentMode(t *testing.T, b *bed) {
 
 	stop := b.record(t, "one")
 	defer func() { stop() }()
-	require.Eventually(t, func() bool { return b.holder(t) == "one" }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.holder(t) == "one" }, callTime, 20*time.Millisecond)
 	b.counted()
 	_, err = n.add(t, conf, pod1)
 	require.NoError(t, err)
@@ -93,7 +93,7 @@ func agentMode(t *testing.T, b *bed) {
 	second := b.record(t, "two")
 	stop()
 	stop = second
-	require.Eventually(t, func() bool { return b.holder(t) == "two" }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.holder(t) == "two" }, callTime, 20*time.Millisecond)
 	_, err = n.add(t, conf, pod1)
 	require.NoError(t, err)
 	b.eventually(t, whole)
@@ -106,7 +106,7 @@ func agentMode(t *testing.T, b *bed) {
 	b.counted()
 	took := atOnce(pods, func(i int) { _, err := n.add(t, wide, owner(i)); assert.NoError(t, err) })
 	t.Logf("%d ADDs at once in %s: %s", pods, took.Round(time.Millisecond), b.counted())
-	require.Eventually(t, func() bool { return b.settled(t) == pods }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return b.settled(t) == pods }, callTime, 100*time.Millisecond)
 	took = atOnce(pods, func(i int) { assert.NoError(t, n.del(t, wide, owner(i))) })
 	t.Logf("%d DELs at once in %s: %s", pods, took.Round(time.Millisecond), b.counted())
 	b.eventually(t, "")
@@ -134,7 +134,7 @@ func stickyAgent(t *testing.T, b *bed) {
 	n.agent = true
 	stop := b.record(t, "one")
 	defer stop()
-	require.Eventually(t, func() bool { return b.holder(t) == "one" }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.holder(t) == "one" }, callTime, 20*time.Millisecond)
 	conf := `{"range": "10.0.0.0/24", "allocation": "sticky"}`
 	b.counted()
 	first, err := n.add(t, conf, pod1)
@@ -151,5 +151,5 @@ func stickyAgent(t *testing.T, b *bed) {
 		assert.False(t, got[text], text)
 		got[text] = true
 	}
-	require.Eventually(t, func() bool { return b.settled(t) == 41 }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return b.settled(t) == 41 }, callTime, 100*time.Millisecond)
 }

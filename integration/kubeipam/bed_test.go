@@ -30,6 +30,10 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/lab"
 )
 
+// callTime bounds a call. It is longer than a plugin's, for hundreds of calls at once on a machine that has other
+// things to do.
+const callTime = time.Minute
+
 // bed is a cluster, and what a test of it needs.
 type bed struct {
 	*controlplane.Cluster
@@ -140,7 +144,7 @@ func (n *node) callBy(t require.TestingT, api *kubeapi.Client, conf string, owne
 
 func (n *node) add(t *testing.T, conf string, owner ipam.Owner) (string, error) {
 	alloc, _ := n.call(t, conf, owner)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
 	grant, err := alloc.Add(ctx)
 	if err != nil {
@@ -155,7 +159,7 @@ func (n *node) add(t *testing.T, conf string, owner ipam.Owner) (string, error) 
 
 func (n *node) del(t *testing.T, conf string, owner ipam.Owner) error {
 	alloc, _ := n.call(t, conf, owner)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
 	return alloc.Del(ctx)
 }

@@ -20,7 +20,6 @@ const whereaboutsBinary = "/opt/cni/bin/whereabouts"
 // attachment is a pod that one of the two plugins serves.
 type attachment struct {
 	plugin, container, pod string
-	address                string
 }
 
 // run calls a plugin; killAfter (0: never) ends it with SIGKILL. killed says whether it was.

@@ -198,7 +198,7 @@ func (a Allocator) claimNew(ctx context.Context, pool Pool, seen Snapshot, grant
 }
 
 // firstSpread bounds how far the second try is from the first, in free addresses; each further one goes four times as far.
-const firstSpread = 64
+const firstSpread = 128
 
 // candidates gives a pool's free addresses one by one, in order; with Spread, and once others were met, at
 // random distances, and those passed over at the end, in random order.

@@ -27,8 +27,10 @@ const (
 	busy      = 40 * time.Millisecond  // a server that takes longer for an answer has a crowd before it
 	firstWait = 100 * time.Millisecond // in a crowd, for another that writes for all: to list all claims is dear
 	slot      = 150 * time.Millisecond // what each place further back in the order waits longer: a patch of a server that has much to do
-	longest   = 2 * time.Second        // nobody waits longer than this for those before it
-	poll      = 20 * time.Millisecond  // between two looks, and half a millisecond more for each who waits
+	slowest   = 200 * time.Millisecond // a server that takes longer isn't given more time than one that takes this
+	longest   = 3 * time.Second        // nobody waits longer than this for those before it
+	mostLooks = 8                      // how often somebody waits because others are writing
+	poll      = 30 * time.Millisecond  // between two looks, and half a millisecond more for each who waits
 )
 
 // state is how a pool stands to a claim.
@@ -53,15 +55,22 @@ type turn struct {
 // take sees to it that the pool is as the claim wants it, and returns a version of it that is.
 func (t turn) take(ctx context.Context) (string, error) {
 	began, before, sure := time.Now(), 0, t.since == "" && t.mark == removedMark
-	if (t.crowd || t.API.Slowest() > busy) && t.own.ResourceVersion != "" {
-		if err := wait(ctx, firstWait/8+rand.N(firstWait)); err != nil {
-			return "", err
-		}
-		if after, err := t.marked(ctx); err != nil || after.done {
-			return after.version, err
-		}
+	seen := t.since
+	if v := t.views[t.own.Spec.Pool]; v != nil {
+		seen = v.object.ResourceVersion
 	}
-	for {
+	for looks := 0; ; {
+		if (t.crowd || t.API.Slowest() > busy) && t.own.ResourceVersion != "" {
+			after, err := t.await(ctx, "", t.paced(firstWait)/8+rand.N(t.paced(firstWait)), 0)
+			if err != nil || after.done {
+				return after.version, err
+			}
+			others := after.version != seen
+			seen = after.version
+			if looks++; others && looks < mostLooks { // somebody is writing, and soon for this one, too
+				continue
+			}
+		}
 		v, err := t.look(ctx, sure)
 		if err != nil {
 			return "", err
@@ -85,7 +94,7 @@ func (t turn) take(ctx context.Context) (string, error) {
 			began = time.Now()
 		}
 		before = ahead
-		if patience := min(time.Duration(ahead)*slot, longest) - time.Since(began); patience > 0 {
+		if patience := min(time.Duration(ahead)*t.paced(slot), longest) - time.Since(began); patience > 0 {
 			after, err := t.await(ctx, v.object.ResourceVersion, patience, waiting)
 			if err != nil || after.done {
 				return after.version, err
@@ -219,16 +228,23 @@ func (t turn) marked(ctx context.Context) (after, error) {
 	return after{pool.Metadata.ResourceVersion, as >= version(t.own.ResourceVersion)}, nil
 }
 
-// await waits until somebody has written the pool, for as long as patience.
+// paced makes a time as much longer as the server is slower than one that has nothing to do.
+func (t turn) paced(d time.Duration) time.Duration {
+	times := max(1, int(min(t.API.Slowest(), slowest)/busy))
+	return time.Duration(times) * d
+}
+
+// await waits until somebody has written the pool, later than seen or as one's own claim wants it, for as long
+// as patience.
 func (t turn) await(ctx context.Context, seen string, patience time.Duration, waiting int) (after, error) {
 	until := time.Now().Add(patience)
 	for {
-		pace := poll + time.Duration(waiting)*time.Millisecond/2
+		pace := t.paced(poll) + time.Duration(waiting)*time.Millisecond/2
 		if err := wait(ctx, min(pace/2+rand.N(pace), max(time.Until(until), time.Millisecond))); err != nil {
 			return after{}, err
 		}
 		now, err := t.marked(ctx)
-		if err != nil || now.done || version(now.version) > version(seen) || time.Now().After(until) {
+		if err != nil || now.done || seen != "" && version(now.version) > version(seen) || time.Now().After(until) {
 			return now, err
 		}
 	}
