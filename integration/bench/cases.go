@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
 // The networks of the cases.
@@ -27,11 +29,15 @@ type testCase struct {
 	ipam     string // type
 	vxlan    bool   // the parent is a VXLAN device; else it is the end of a veth pair
 	probing  bool   // duplicate addresses are looked for
+	record   string // of lhstorage-ipam in the cluster
+	network  int    // the case's own in the cluster, from 1; 0: no cluster
+	sticky   bool   // a pod's place goes by its name
 	baseline string // the case that it is held against; empty: none
 }
 
 // Cases named without a suffix have a device for parent, and no probing, which
-// the stock plugins don't have.
+// the stock plugins don't have. Those in the cluster have no host shim either:
+// it is made once per node, and the others have none.
 var cases = []testCase{
 	{name: "macvlan+host-local", plugin: "macvlan", main: "macvlan", ipam: "host-local"},
 	{name: "lhstorage+host-local", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", baseline: "macvlan+host-local"},
@@ -43,16 +49,41 @@ var cases = []testCase{
 	{name: "lhstorage+embedded/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", vxlan: true, baseline: "macvlan+host-local/vxlan"},
 	{name: "ipam:host-local", plugin: "host-local", main: "macvlan", ipam: "host-local"},
 	{name: "ipam:embedded", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "ipam:host-local"},
+
+	{name: "macvlan+whereabouts", network: 1, plugin: "macvlan", main: "macvlan", ipam: "whereabouts"},
+	{name: "lhstorage+whereabouts", network: 2, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+sync", network: 3, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+agent", network: 4, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+whereabouts/probing", network: 5, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", probing: true, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+sync/probing", network: 6, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, probing: true, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+agent/probing", network: 7, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, probing: true, baseline: "macvlan+whereabouts"},
+	{name: "ipam:whereabouts", network: 8, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
+	{name: "ipam:sync", network: 9, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
+	{name: "ipam:agent", network: 10, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},
+}
+
+// fillNetwork is whose pool is filled: one for all, so that all pay for the same
+// objects, whereabouts' list of all pools among them.
+const fillNetwork = 11
+
+var fillCases = []testCase{
+	{name: "ipam:whereabouts", plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
+	{name: "ipam:sync", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
+	{name: "ipam:agent", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},
+	{name: "ipam:agent+sticky", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, sticky: true, baseline: "ipam:whereabouts"},
 }
 
 // versionCases are the programs whose start-up is measured, each with the stock
 // one that it is held against.
 var versionCases = []struct{ plugin, baseline string }{
-	{"macvlan", ""}, {"host-local", ""}, {"lhstorage", "macvlan"}, {"lhstorage-ipam", "host-local"},
+	{"macvlan", ""}, {"host-local", ""}, {"whereabouts", ""}, {"lhstorage", "macvlan"}, {"lhstorage-ipam", "host-local"},
 }
 
 // parent is the device of the case's children.
 func (c testCase) parent() string {
+	if c.network > 0 {
+		return fmt.Sprintf("bench%d", c.network)
+	}
 	if c.vxlan {
 		return vxlanParent
 	}
@@ -61,12 +92,14 @@ func (c testCase) parent() string {
 
 // conf is the case's network configuration, with host-local's files in dataDir.
 func (c testCase) conf(dataDir string) ([]byte, error) {
-	conf := map[string]any{"cniVersion": "1.1.0", "name": "bench", "type": c.main, "ipam": c.ipamConf(dataDir)}
+	conf := map[string]any{"cniVersion": "1.1.0", "name": c.networkName(), "type": c.main, "ipam": c.ipamConf(dataDir)}
 	if c.main == "macvlan" {
 		conf["master"] = c.parent()
 		return json.Marshal(conf)
 	}
-	conf["hostShim"] = map[string]any{"name": "lhnet1-host", "range": hostRange}
+	if c.network == 0 {
+		conf["hostShim"] = map[string]any{"name": "lhnet1-host", "range": hostRange}
+	}
 	conf["conflictDetection"] = map[string]any{"enabled": c.probing}
 	conf["parent"] = map[string]any{"type": "device", "name": c.parent()}
 	if c.vxlan {
@@ -79,11 +112,31 @@ func (c testCase) conf(dataDir string) ([]byte, error) {
 }
 
 func (c testCase) ipamConf(dataDir string) map[string]any {
-	if c.ipam == "host-local" {
+	switch {
+	case c.ipam == "host-local":
 		return map[string]any{"type": c.ipam, "dataDir": dataDir, "ranges": [][]map[string]any{{{"subnet": storageRange}}}}
+	case c.sticky:
+		return map[string]any{"type": c.ipam, "range": c.pool().String(), "allocation": "sticky"}
+	case c.network > 0:
+		return map[string]any{"type": c.ipam, "range": c.pool().String()}
 	}
 	return map[string]any{"type": c.ipam, "range": storageRange}
 }
+
+func (c testCase) networkName() string {
+	if c.network > 0 {
+		return fmt.Sprintf("bench%d", c.network)
+	}
+	return "bench"
+}
+
+// pool is the range of the case's network in the cluster, a /20.
+func (c testCase) pool() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(120 + c.network), 0, 0}), 20)
+}
+
+// byAgent says whether the case needs a recorder.
+func (c testCase) byAgent() bool { return c.record == nodefile.RecordAgent }
 
 // newNode makes the case's own node, named number, in the directories of all nodes.
 func (c testCase) newNode(dirs directories, number int) (*testnode.Node, error) {

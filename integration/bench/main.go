@@ -1,6 +1,10 @@
 // Command bench measures lhstorage beside the stock plugins: all cases in one
 // run, taking turns, so that whatever else the machine does meets all of them.
 //
+// Those that keep addresses in Kubernetes do so on a real etcd, which waits for
+// its disk, and a real kube-apiserver, started for the run and built before if
+// need be.
+//
 // It needs root. BENCH_QUICK=1 makes fewer repeats; BENCH_OUT=file writes the
 // figures as JSON, too.
 package main
@@ -12,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,10 +28,11 @@ type size struct {
 	repeats int   // of each single call
 	rounds  int   // of each number at once
 	atOnce  []int // ascending
+	fill    []int // percent of a pool, ascending
 }
 
 var (
-	full  = size{repeats: 60, rounds: 3, atOnce: []int{10, 50, 100, 200}}
+	full  = size{repeats: 60, rounds: 3, atOnce: []int{10, 50, 100, 200}, fill: []int{0, 50, 90, 99}}
 	quick = size{repeats: 20, rounds: 1, atOnce: []int{10, 50}}
 )
 
@@ -57,7 +63,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	b, err := newBench(dirs, programs, s.atOnce[len(s.atOnce)-1])
+	b, err := newBench(ctx, dirs, programs, s.atOnce[len(s.atOnce)-1])
 	if err != nil {
 		return errors.Join(err, b.close())
 	}
@@ -81,6 +87,7 @@ func run(ctx context.Context) (err error) {
 type directories struct {
 	state string // in /var/lib
 	run   string // on a tmpfs
+	meter string // the same on all nodes, those of the cluster too
 }
 
 // makeDirectories makes them; what it could make is to be removed even on an error.
@@ -88,7 +95,7 @@ func makeDirectories() (d directories, err error) {
 	for _, at := range []struct {
 		dir    *string
 		parent string
-	}{{&d.state, "/var/lib"}, {&d.run, tmpfs()}} {
+	}{{&d.state, "/var/lib"}, {&d.run, tmpfs()}, {&d.meter, "/var/tmp"}} {
 		if *at.dir, err = os.MkdirTemp(at.parent, "lhstorage-bench-"); err != nil {
 			return d, fmt.Errorf("make room for the nodes' files: %w", err)
 		}
@@ -109,7 +116,7 @@ func tmpfs() string {
 
 func (d directories) remove() error {
 	var faults []error
-	for _, dir := range []string{d.state, d.run} {
+	for _, dir := range []string{d.state, d.run, d.meter} {
 		if dir != "" {
 			faults = append(faults, os.RemoveAll(dir))
 		}
@@ -118,23 +125,36 @@ func (d directories) remove() error {
 }
 
 // programs are the binaries that are measured.
-type programs struct{ stock, own string }
+type programs struct{ stock, whereabouts, own string }
 
+// build builds what is missing, the control plane's programs too.
 func build(ctx context.Context) (programs, error) {
-	stock, err := tools.Module(ctx, "stock")
-	if err != nil {
-		return programs{}, err
+	notice := time.AfterFunc(2*time.Second, func() {
+		fmt.Fprintln(os.Stderr, "bench: building the control plane's programs, which are kept for the next time: this can take half an hour")
+	})
+	defer notice.Stop()
+	var p programs
+	for module, dir := range map[string]*string{"stock": &p.stock, "whereabouts": &p.whereabouts, "multus": nil, "kubernetes": nil} {
+		built, err := tools.Module(ctx, module)
+		if err != nil {
+			return p, err
+		}
+		if dir != nil {
+			*dir = built
+		}
 	}
-	own, err := tools.Own(ctx)
-	return programs{stock: stock, own: own}, err
+	notice.Stop()
+	var err error
+	p.own, err = tools.Own(ctx)
+	return p, err
 }
 
-// path is the CNI_PATH of both.
-func (p programs) path() string { return p.stock + ":" + p.own }
+// path is the CNI_PATH of all.
+func (p programs) path() string { return p.stock + ":" + p.whereabouts + ":" + p.own }
 
 // find is the binary of a plugin type.
 func (p programs) find(pluginType string) string {
-	for _, dir := range []string{p.own, p.stock} {
+	for _, dir := range []string{p.own, p.stock, p.whereabouts} {
 		file := filepath.Join(dir, pluginType)
 		if _, err := os.Stat(file); err == nil {
 			return file

@@ -15,31 +15,28 @@ import (
 	"github.com/lhstorage/lhstorage/integration/testnode"
 )
 
-// bench is what the cases run on: a node of its own for each, and pods that they
-// share, one case at a time.
+// bench is what the cases run on: a node of its own for each, those in the
+// cluster one for all, and pods that they share, one case at a time.
 type bench struct {
-	nodes []*testnode.Node
-	pods  []ns.NetNS
-	calls []*storm.Storm // by case, on no pods yet
+	cluster *cluster
+	nodes   []*testnode.Node
+	pods    []ns.NetNS
+	calls   []*storm.Storm // by case, on no pods yet
 }
 
 // newBench makes the nodes and pods. A bench that comes with an error is to be
 // closed, too.
-func newBench(dirs directories, p programs, pods int) (*bench, error) {
-	b := &bench{}
+func newBench(ctx context.Context, dirs directories, p programs, pods int) (b *bench, err error) {
+	b = &bench{}
+	if b.cluster, err = startCluster(ctx); err != nil {
+		return b, err
+	}
 	for i, c := range cases {
-		node, err := c.newNode(dirs, i)
-		if node != nil {
-			b.nodes = append(b.nodes, node)
-		}
+		call, err := b.newCall(c, dirs, p, i)
 		if err != nil {
 			return b, fmt.Errorf("make the node of %s: %w", c.name, err)
 		}
-		conf, err := c.conf(filepath.Join(node.Dir, "host-local"))
-		if err != nil {
-			return b, err
-		}
-		b.calls = append(b.calls, &storm.Storm{Node: node, Plugin: p.find(c.plugin), Path: p.path(), Conf: conf})
+		b.calls = append(b.calls, call)
 	}
 	for range pods {
 		pod, err := b.nodes[0].NewNetns()
@@ -51,16 +48,35 @@ func newBench(dirs directories, p programs, pods int) (*bench, error) {
 	return b, nil
 }
 
+// newCall makes a case's node, and how it is called there.
+func (b *bench) newCall(c testCase, dirs directories, p programs, number int) (*storm.Storm, error) {
+	var node *testnode.Node
+	var err error
+	if c.network > 0 {
+		node, err = b.cluster.newNode(c)
+	} else {
+		node, err = c.newNode(dirs, number)
+	}
+	if node != nil {
+		b.nodes = append(b.nodes, node)
+	}
+	if err != nil {
+		return nil, err
+	}
+	conf, err := c.conf(filepath.Join(node.Dir, "host-local"))
+	return &storm.Storm{Node: node, Plugin: p.find(c.plugin), Path: p.path(), Conf: conf}, err
+}
+
 func (b *bench) close() error {
 	var faults []error
 	for _, node := range b.nodes {
 		faults = append(faults, node.Close())
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, b.cluster.stop())...)
 }
 
 func (b *bench) measure(ctx context.Context, s size, dirs directories, p programs) (*report, error) {
-	r, err := newReport(p)
+	r, err := newReport(p, b.cluster.Conditions())
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +88,10 @@ func (b *bench) measure(ctx context.Context, s size, dirs directories, p program
 	if err := startUp(ctx, s, r); err != nil {
 		return nil, err
 	}
-	return r, b.memory(ctx, dirs, r)
+	if err := b.memory(ctx, dirs, r); err != nil {
+		return nil, err
+	}
+	return r, b.byFill(ctx, s, p, r)
 }
 
 // warmUp makes what is made once per node: our parent, shim and addresses.
@@ -91,14 +110,24 @@ func (b *bench) oneByOne(ctx context.Context, s size, report *report) error {
 	adds, dels := make([]sample, len(cases)), make([]sample, len(cases))
 	for turn := range s.repeats {
 		progress("one at a time: turn %d of %d", turn+1, s.repeats)
-		for i := range cases {
-			i = (i + turn) % len(cases)
-			add, del, err := b.attachDetach(ctx, i, 1)
-			if err != nil {
+		for _, agent := range []bool{false, true} { // the recorder runs beside no others
+			if err := b.cluster.recording(ctx, agent, func() error {
+				for i := range cases {
+					i = (i + turn) % len(cases)
+					if cases[i].byAgent() != agent {
+						continue
+					}
+					add, del, err := b.attachDetach(ctx, i, 1)
+					if err != nil {
+						return err
+					}
+					adds[i].add(add)
+					dels[i].add(del)
+				}
+				return nil
+			}); err != nil {
 				return err
 			}
-			adds[i].add(add)
-			dels[i].add(del)
 		}
 	}
 	for i, c := range cases {
@@ -119,12 +148,14 @@ func (b *bench) allAtOnce(ctx context.Context, s size, report *report) error {
 					continue
 				}
 				progress("%d at once: round %d of %d, %s", n, round+1, s.rounds, c.name)
-				add, del, err := b.attachDetach(ctx, i, n)
-				if err != nil {
+				if err := b.cluster.recording(ctx, c.byAgent(), func() error {
+					add, del, err := b.attachDetach(ctx, i, n)
+					adds[i].add(add)
+					dels[i].add(del)
+					return err
+				}); err != nil {
 					return err
 				}
-				adds[i].add(add)
-				dels[i].add(del)
 			}
 		}
 		for i, c := range cases {
@@ -140,11 +171,17 @@ func (b *bench) allAtOnce(ctx context.Context, s size, report *report) error {
 // attachDetach attaches and detaches n pods at once. A single failed call is an
 // error; of many at once the failures are counted.
 func (b *bench) attachDetach(ctx context.Context, i, n int) (add, del storm.Report, err error) {
-	calls := *b.calls[i]
+	return b.attachDetachBy(ctx, *b.calls[i], cases[i], n)
+}
+
+func (b *bench) attachDetachBy(ctx context.Context, calls storm.Storm, c testCase, n int) (add, del storm.Report, err error) {
 	calls.Pods = b.pods[:n]
 	add, del = calls.Attach(ctx), calls.Detach(ctx)
 	if failures := slices.Concat(add.Failures, del.Failures); n == 1 && len(failures) > 0 {
-		err = fmt.Errorf("%s: %w", cases[i].name, errors.Join(failures...))
+		err = fmt.Errorf("%s: %w", c.name, errors.Join(failures...))
+	}
+	if c.byAgent() {
+		err = errors.Join(err, b.cluster.settle(ctx, c))
 	}
 	return add, del, errors.Join(err, ctx.Err())
 }

@@ -41,7 +41,7 @@ func (m meter) read() (int64, error) {
 // memory measures each case's peak memory in single calls, apart from their
 // time, and puts it into all of the case's results.
 func (b *bench) memory(ctx context.Context, dirs directories, r *report) error {
-	m, err := newMeter(ctx, dirs.state)
+	m, err := newMeter(ctx, dirs.meter)
 	if err != nil {
 		return err
 	}
@@ -49,12 +49,18 @@ func (b *bench) memory(ctx context.Context, dirs directories, r *report) error {
 		calls := *b.calls[i]
 		calls.Pods, calls.Through = b.pods[:1], m.program
 		verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
-		if err := m.measure(r, c.name, []string{"ADD", "DEL"}, func(verb string) error {
-			for _, err := range verbs[verb](ctx).Failures {
-				return err
-			}
-			return nil
-		}); err != nil {
+		measure := func() error {
+			return m.measure(r, c.name, []string{"ADD", "DEL"}, func(verb string) error {
+				for _, err := range verbs[verb](ctx).Failures {
+					return err
+				}
+				if verb == "DEL" && c.byAgent() {
+					return b.cluster.settle(ctx, c)
+				}
+				return nil
+			})
+		}
+		if err := b.cluster.recording(ctx, c.byAgent(), measure); err != nil {
 			return err
 		}
 	}
