@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,14 +56,15 @@ func (g *given) recorded(t *testing.T, s *side) {
 	}
 }
 
-// perSide is how many processes of each program are at it at once. Whereabouts gives up after 10 s of conflicts with
-// writers that don't wait for its lease: its failures are counted, not forbidden.
+// perSide is how many processes of each program are at it at once. Either may run out of its time, for both write one object:
+// such failures are counted, and few of ours may be.
 const perSide = 50
 
 func sideBySide(t *testing.T, b *bed) {
 	theirs, ours := b.mixed(t)
 	g := &given{holder: map[string]attachment{}}
 	var mu sync.Mutex
+	var late atomic.Int32 // of ours: out of time on a busy machine, which is the one failure that is allowed
 	failed := map[attachment]string{}
 	began := time.Now()
 	atOnce(2*perSide, func(i int) {
@@ -74,17 +76,25 @@ func sideBySide(t *testing.T, b *bed) {
 		switch {
 		case got.err == nil:
 			g.note(t, got.addresses, who)
-		case s == ours:
-			t.Errorf("%s: %v", who.pod, got.err)
 		default:
+			if s == ours {
+				late.Add(1)
+				assert.Equal(t, cnierr.TryAgain, code(got.err), "%v", got.err)
+			}
 			mu.Lock()
 			failed[who] = said(got.err)
 			mu.Unlock()
 		}
 	})
-	t.Logf("%d ADDs of each at once in %s; whereabouts failed %d times: %s", perSide, time.Since(began).Round(time.Millisecond), len(failed), reasons(failed))
+	t.Logf("%d ADDs of each at once in %s; %d failed, %d of ours: %s", perSide, time.Since(began).Round(time.Millisecond), len(failed), late.Load(), reasons(failed))
 	g.recorded(t, ours)
-	assert.Len(t, live(b.claims(t)), perSide)
+	assert.Len(t, live(b.claims(t)), perSide-int(late.Load()))
+	assert.Less(t, late.Load(), int32(perSide/5))
+	for who := range failed { // a runtime's next step
+		if strings.HasPrefix(who.container, "ours") {
+			assert.NoError(t, ours.del(t, shared, who))
+		}
+	}
 	b.emptied(t, theirs, ours, g)
 }
 
@@ -215,7 +225,7 @@ func exhaustion(t *testing.T, b *bed) {
 // The release that waits for the API server is of the old sandbox. What the pod's next one has stays.
 func awayAtDel(t *testing.T, b *bed) {
 	_, ours := b.mixed(t)
-	section := shared + `, "timeout": "2s"`
+	section := small + `, "timeout": "2s"`
 	c1, c2 := attachment{"default/pod1", "c1", "net1"}, attachment{"default/pod1", "c2", "net1"}
 	require.NoError(t, ours.add(t, section, c1).err)
 	require.NoError(t, b.KillAPIServer())
