@@ -42,6 +42,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"families", families},
 		{"host-shim", hostShimVerb},
 		{"beside whereabouts", beside},
+		{"each call fails", eachCall},
 		{"API server away", away},
 	} {
 		t.Run(test.name, func(t *testing.T) {

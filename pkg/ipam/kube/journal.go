@@ -37,6 +37,12 @@ type noted struct {
 	Address     netip.Addr `json:"address"`
 	Recorded    string     `json:"recorded,omitempty"`    // version of the IPPool that has the entry
 	Reservation string     `json:"reservation,omitempty"` // UID
+	Former      string     `json:"former,omitempty"`      // container that entry and reservation may name as yet
+}
+
+// names says whether a record that names this container is the claim's.
+func (n noted) names(recorded, own string) bool {
+	return recorded == own || n.Former != "" && recorded == n.Former
 }
 
 func (j journal) path(o ipam.Owner) string {

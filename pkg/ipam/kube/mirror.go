@@ -102,7 +102,7 @@ func (s *Store) settleLive(ctx context.Context, object v1alpha1.AddressClaim) er
 	case err != nil && !apierrors.IsNotFound(err):
 		return fmt.Errorf("read claim %s again: %w", object.Name, s.API.Explain(err))
 	}
-	return s.removeReservation(ctx, object.Spec, uid)
+	return s.removeReservation(ctx, object.Spec, noted{Reservation: uid})
 }
 
 // Settle does for one claim what comes after the pool: a live one is reserved, one that was given
@@ -115,16 +115,12 @@ func (s *Store) Settle(ctx context.Context, object v1alpha1.AddressClaim) error 
 		return s.settleLive(ctx, object)
 	}
 	if !object.Spec.Isolated {
-		if err := s.removeReservation(ctx, object.Spec, ""); err != nil {
+		if err := s.removeReservation(ctx, object.Spec, noted{}); err != nil {
 			return err
 		}
 	}
 	if !object.Spec.Released && !over(object, s.API.Now()) {
 		return nil
 	}
-	err := s.API.Delete(ctx, Claims, object.Name, string(object.UID), "")
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return fmt.Errorf("remove claim %s: %w", object.Name, s.API.Explain(err))
-	}
-	return nil
+	return s.remove(ctx, Claims, object.Name, string(object.UID))
 }

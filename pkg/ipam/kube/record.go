@@ -232,7 +232,7 @@ func (s *Store) removeEntry(ctx context.Context, object v1alpha1.AddressClaim, n
 	t.state = func(v *view) (state, error) {
 		last = v
 		entry, held := v.entry(addressOf(object))
-		if !held || entry.ContainerID != object.Spec.ContainerID || entry.IfName != "" && entry.IfName != object.Spec.IfName {
+		if !held || !n.names(entry.ContainerID, object.Spec.ContainerID) || entry.IfName != "" && entry.IfName != object.Spec.IfName {
 			if !held && n.Recorded == "" && object.ResourceVersion != "" {
 				return done, s.touch(ctx, v, object.Name)
 			}

@@ -7,6 +7,7 @@ import (
 
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
@@ -144,13 +145,17 @@ func (s *Store) release(ctx context.Context, name string, owner ipam.Owner) erro
 	if err := fault.At("ipam.del.marked"); err != nil {
 		return err
 	}
+	if object.Spec.Declined != nil { // the quarantine stays; what it was interrupted at is completed
+		return s.unrecord(ctx, *object, n)
+	}
 	if s.agent(ctx) {
 		return nil // the recorder does the rest
 	}
 	return s.finishWith(ctx, *object, n)
 }
 
-// markReleased marks a claim as given up, by a patch that tests whose it is; nil when it isn't owner's.
+// markReleased marks a claim as given up, by a patch that tests whose it is; nil when it isn't owner's. A
+// quarantine is returned as it is.
 func (s *Store) markReleased(ctx context.Context, name string, owner ipam.Owner) (*v1alpha1.AddressClaim, error) {
 	ops := []kubeapi.Op{
 		kubeapi.Test("/spec/containerID", owner.ContainerID), kubeapi.Test("/spec/ifName", owner.IfName), kubeapi.Test("/spec/declined", nil),
@@ -169,8 +174,10 @@ func (s *Store) markReleased(ctx context.Context, name string, owner ipam.Owner)
 			switch {
 			case apierrors.IsNotFound(err):
 				return nil, nil
-			case err == nil && (object.Spec.Declined != nil || !claimOf(object).SameAttachment(owner)):
+			case err == nil && !claimOf(object).SameAttachment(owner):
 				return nil, nil
+			case err == nil && object.Spec.Declined != nil:
+				return &object, nil
 			case err == nil:
 				err = fmt.Errorf("the API server refuses the change of claim %s, which is %s's", name, owner)
 			}
@@ -193,11 +200,29 @@ func (s *Store) finishWith(ctx context.Context, object v1alpha1.AddressClaim, n 
 	if err := fault.At("ipam.del.unrecorded"); err != nil {
 		return err
 	}
-	err := s.API.Delete(ctx, Claims, object.Name, string(object.UID), "")
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // a conflict: it is another claim by now
-		return fmt.Errorf("remove claim %s: %w", object.Name, s.API.Explain(err))
+	return s.remove(ctx, Claims, object.Name, string(object.UID))
+}
+
+// remove removes an object. One that is gone, or another object of its name by now, is no error.
+func (s *Store) remove(ctx context.Context, r kubeapi.Resource, name, uid string) error {
+	for {
+		err := s.API.Delete(ctx, r, name, uid, "")
+		if apierrors.IsConflict(err) {
+			var now metav1.PartialObjectMetadata
+			if getErr := s.API.Get(ctx, r, name, kubeapi.Meta(&now)); getErr == nil && string(now.UID) == uid {
+				if err := wait(ctx, poll); err != nil {
+					return err
+				}
+				continue
+			} else if getErr == nil || apierrors.IsNotFound(getErr) {
+				return nil
+			}
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove %s %s: %w", r.Plural, name, s.API.Explain(err))
+		}
+		return nil
 	}
-	return nil
 }
 
 // unrecord removes a claim's entry and its reservation.
@@ -211,13 +236,13 @@ func (s *Store) unrecord(ctx context.Context, object v1alpha1.AddressClaim, n no
 	if err := fault.At("ipam.del.entry"); err != nil {
 		return err
 	}
-	return s.removeReservation(ctx, object.Spec, n.Reservation)
+	return s.removeReservation(ctx, object.Spec, n)
 }
 
 // removeReservation removes the reservation that mirrors a claim, whoever wrote it: one without a container
 // id is a real Whereabouts', for the same pod. Somebody else's stays.
-func (s *Store) removeReservation(ctx context.Context, spec v1alpha1.AddressClaimSpec, uid string) error {
-	name := reservationName(spec)
+func (s *Store) removeReservation(ctx context.Context, spec v1alpha1.AddressClaimSpec, n noted) error {
+	name, uid := reservationName(spec), n.Reservation
 	if uid == "" {
 		var r whereabouts.OverlappingRangeIPReservation
 		err := s.API.Get(ctx, Reservations(s.Namespace), name, &r)
@@ -226,16 +251,12 @@ func (s *Store) removeReservation(ctx context.Context, spec v1alpha1.AddressClai
 			return nil
 		case err != nil:
 			return fmt.Errorf("read reservation %s/%s: %w", s.Namespace, name, s.API.Explain(err))
-		case r.Spec.PodRef != spec.PodRef || r.Spec.ContainerID != "" && r.Spec.ContainerID != spec.ContainerID:
+		case r.Spec.PodRef != spec.PodRef || r.Spec.ContainerID != "" && !n.names(r.Spec.ContainerID, spec.ContainerID):
 			return nil
 		}
 		uid = string(r.UID)
 	}
-	err := s.API.Delete(ctx, Reservations(s.Namespace), name, uid, "")
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // a conflict: it is another one by now
-		return fmt.Errorf("remove reservation %s/%s: %w", s.Namespace, name, s.API.Explain(err))
-	}
-	return nil
+	return s.remove(ctx, Reservations(s.Namespace), name, uid)
 }
 
 // giveBack undoes a claim of this call that turned out to be another's address.

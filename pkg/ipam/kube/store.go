@@ -277,7 +277,7 @@ func (s *Store) Create(ctx context.Context, pool ipam.Pool, claim ipam.Claim) er
 		return cnierr.New(cnierr.Exhausted, "IPPool %s/%s has %d entries, and more than %d make it too big for etcd: split the range into node slices (node_slice_size) or use a range for each part of the cluster",
 			s.Namespace, pool.Name, len(v.object.Spec.Allocations), mostEntries)
 	}
-	if err := s.note(claim.Owner, claim); err != nil {
+	if err := s.note(claim.Owner, noted{Name: claim.Name, Pool: claim.Pool, Address: claim.Address}); err != nil {
 		return err
 	}
 	object, err := s.create(ctx, objectOf(pool, claim))
@@ -308,13 +308,13 @@ func (s *Store) Create(ctx context.Context, pool ipam.Pool, claim ipam.Claim) er
 
 // note writes down what is about to be claimed. A release of the same attachment that is still waiting is
 // overtaken by that.
-func (s *Store) note(owner ipam.Owner, claim ipam.Claim) error {
+func (s *Store) note(owner ipam.Owner, n noted) error {
 	if s.Queue != nil {
 		if err := s.Queue.Forget(owner); err != nil {
 			return err
 		}
 	}
-	return s.journal.note(owner, noted{Name: claim.Name, Pool: claim.Pool, Address: claim.Address})
+	return s.journal.note(owner, n)
 }
 
 // create makes the object. A holder that is over is removed, and what it held with it.
@@ -370,7 +370,11 @@ func (s *Store) holder(ctx context.Context, object v1alpha1.AddressClaim) (*v1al
 func (s *Store) Reown(ctx context.Context, pool ipam.Pool, read ipam.Claim, owner ipam.Owner) error {
 	next := read
 	next.Owner = owner
-	if err := s.note(owner, read); err != nil {
+	former := ""
+	if read.ContainerID != owner.ContainerID {
+		former = read.ContainerID
+	}
+	if err := s.note(owner, noted{Name: read.Name, Pool: read.Pool, Address: read.Address, Former: former}); err != nil {
 		return err
 	}
 	object, err := s.reown(ctx, objectOf(pool, next), read.Owner)
