@@ -93,7 +93,7 @@ func (c *cluster) stop() error {
 func (c *cluster) newNode(t testCase) (*testnode.Node, error) {
 	name := t.networkName() + t.record
 	n := &testnode.Node{
-		Host: c.node.Host, Dir: filepath.Join("/var/lib/lhstorage", name), Run: filepath.Join("/run/lhstorage", name),
+		Host: c.node.Host, Dir: "/var/lib/lhstorage/" + name, Run: "/run/lhstorage/" + name,
 	}
 	content, err := json.Marshal(nodefile.File{
 		NodeName: c.node.Name, Kubeconfig: kubeconfig, Record: t.record, RunDir: n.Run, StateDir: n.StateDir(),

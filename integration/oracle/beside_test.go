@@ -73,18 +73,17 @@ func sideBySide(t *testing.T, b *bed) {
 			s, who = theirs, podNr("theirs", i)
 		}
 		got := s.add(t, shared, who)
-		switch {
-		case got.err == nil:
+		if got.err == nil {
 			g.note(t, got.addresses, who)
-		default:
-			if s == ours {
-				late.Add(1)
-				assert.Equal(t, cnierr.TryAgain, code(got.err), "%v", got.err)
-			}
-			mu.Lock()
-			failed[who] = said(got.err)
-			mu.Unlock()
+			return
 		}
+		if s == ours {
+			late.Add(1)
+			assert.Equal(t, cnierr.TryAgain, code(got.err), "%v", got.err)
+		}
+		mu.Lock()
+		failed[who] = said(got.err)
+		mu.Unlock()
 	})
 	t.Logf("%d ADDs of each at once in %s; %d failed, %d of ours: %s", perSide, time.Since(began).Round(time.Millisecond), len(failed), late.Load(), reasons(failed))
 	g.recorded(t, ours)

@@ -242,7 +242,7 @@ func oddKeys(t *testing.T, theirs, ours *side) {
 	assert.Contains(t, ours.objects(t, ours.space), " 99999999999999999999 x other/pod1 eth0")
 	assert.Contains(t, ours.objects(t, ours.space), " notes y other/pod2 eth0")
 	require.NoError(t, ours.del(t, small, pod1))
-	assert.Equal(t, 2, len(strings.Split(ours.objects(t, ours.space), "\n")))
+	assert.Len(t, strings.Split(ours.objects(t, ours.space), "\n"), 2)
 }
 
 // A process that was killed holds theirs up; ours has no lease.
