@@ -81,7 +81,7 @@ func (r *Recorder) lead(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			_ = <-ended // it says the same
+			<-ended //nolint:errcheck // it says the same
 			return ctx.Err()
 		case err := <-ended:
 			return err
@@ -92,7 +92,7 @@ func (r *Recorder) lead(ctx context.Context) error {
 			}
 			if !r.hold(ctx) {
 				cancel()
-				_ = <-ended // that it was cancelled
+				<-ended //nolint:errcheck // that it was cancelled
 				return errors.New("the Lease was lost")
 			}
 		case <-sweep.C:
