@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -235,27 +236,24 @@ func (m *mirror) pool(ctx context.Context, pool string, claims []v1alpha1.Addres
 	if _, err := m.store.Mirror(ctx, pool, claims, asOf); err != nil {
 		return err
 	}
-	var mu sync.Mutex
-	var faults []error
+	claims = slices.DeleteFunc(claims, func(c v1alpha1.AddressClaim) bool {
+		return m.settled[c.Name] == c.ResourceVersion && c.Spec.Declined == nil
+	})
+	faults := make([]error, len(claims))
 	var group sync.WaitGroup
 	slots := make(chan struct{}, settlers)
-	for _, c := range claims {
-		if m.settled[c.Name] == c.ResourceVersion && c.Spec.Declined == nil {
-			continue
-		}
+	for i, c := range claims {
 		slots <- struct{}{}
 		group.Go(func() {
-			defer func() { <-slots }()
-			err := m.store.Settle(ctx, c)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				faults = append(faults, err)
-				return
-			}
-			m.settled[c.Name] = c.ResourceVersion
+			faults[i] = m.store.Settle(ctx, c)
+			<-slots
 		})
 	}
 	group.Wait()
+	for i, c := range claims {
+		if faults[i] == nil {
+			m.settled[c.Name] = c.ResourceVersion
+		}
+	}
 	return errors.Join(faults...)
 }
