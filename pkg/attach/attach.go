@@ -41,6 +41,7 @@ const (
 	delTime  = 30 * time.Second
 	undoTime = 20 * time.Second
 	lockWait = 10 * time.Second
+	grace    = 50 * time.Millisecond // frames under way to a MAC that neighbours have just left
 	declines = 3 // how many duplicate addresses one ADD gives back
 )
 
@@ -65,7 +66,7 @@ func (p *Plugin) records() record.Dir {
 
 func (p *Plugin) ensurer(plan *netconf.Plan, path string) *node.Ensurer {
 	e := &node.Ensurer{
-		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, RestoreMTU: p.restoreMTU, InUse: p.networkInUse,
+		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, Grace: grace, RestoreMTU: p.restoreMTU, InUse: p.networkInUse,
 		Neighbours: hostNeighbours{p.Kernel, plan.Conflict.Window},
 	}
 	if p.Node.Kubeconfig != "" {

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"go4.org/netipx"
 
@@ -58,6 +59,10 @@ type Desired struct {
 	// all nodes, are the parts that pods have: beside a parent's own addresses
 	// nothing else is routed over the shim, so that nodes go on reaching each other
 	// and their gateway over the parent, with its address.
+	// Grace is how long frames to the parent's MAC may still be under way after
+	// neighbours were told of the shim's. A parent without addresses drops them with
+	// any rp_filter but 0 (__fib_validate_source).
+	Grace    time.Duration
 	Excluded []netip.Prefix
 	Pods     []netipx.IPRange
 	// Probe says that an address is looked for on the network before it is set.
@@ -283,10 +288,13 @@ func moves(n Neighbours, d Desired, all []kernel.Addr, link, lower kernel.Link) 
 					if err := k.AddAddr(moved); err != nil && !kernel.IsExists(err) {
 						return err
 					}
+				}
+				if onShim || !ours { // else it was announced when the shim got it
 					if err := n.Announce(link, []netip.Addr{a.Prefix.Addr()}); err != nil {
 						return err
 					}
 				}
+				time.Sleep(d.Grace)
 				if err := fault.At("ensure.shim.move.copied"); err != nil {
 					return err
 				}

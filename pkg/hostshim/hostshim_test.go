@@ -202,7 +202,7 @@ func TestAddressesMoveInThisOrder(t *testing.T) {
 			"del address 10.100.1.2/24 from vxlan-storage", "announce 10.100.1.2 on lhnet1-host",
 		}},
 		{"on both already", []string{"10.100.1.2/24"}, []string{"10.100.1.2/24"}, onVXLAN(), []string{
-			"del address 10.100.1.2/24 from vxlan-storage", "announce 10.100.1.2 on lhnet1-host",
+			"announce 10.100.1.2 on lhnet1-host", "del address 10.100.1.2/24 from vxlan-storage", "announce 10.100.1.2 on lhnet1-host",
 		}},
 		{"another of the network keeps its prefix; the last goes first", []string{"10.100.1.2/24", "10.100.1.9/24"}, nil, onVXLAN(), []string{
 			"add address 10.100.1.2/24 to lhnet1-host", "announce 10.100.1.2 on lhnet1-host",

@@ -48,6 +48,8 @@ type Ensurer struct {
 	Claim func(ctx context.Context, plan *netconf.Plan, seen place.Seen, last place.Place) (place.Place, error)
 	// InUse says that pods of this node are attached to a network on a parent.
 	InUse func(network, parent string) bool
+	// Grace is hostshim.Desired's.
+	Grace time.Duration
 	// LockWait bounds the wait for the node's lock.
 	LockWait time.Duration
 }
@@ -441,7 +443,7 @@ func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
 		Name: r.plan.HostShim.Name, Parent: r.plan.Parent.Name,
 		MAC:       place.MAC(r.Node, r.plan.Parent.Name, "shim "+r.plan.HostShim.Name, r.state.Place.Shim[0]),
 		Addresses: r.state.Addrs, Hosts: r.plan.HostShim.Ranges,
-		Owner: r.owner(), Probe: r.plan.Conflict.Enabled,
+		Owner: r.owner(), Probe: r.plan.Conflict.Enabled, Grace: r.Grace,
 		Excluded: r.plan.IPAM.Excluded, Pods: r.podsEverywhere(),
 	})
 }
