@@ -42,7 +42,7 @@ const (
 	undoTime = 20 * time.Second
 	lockWait = 10 * time.Second
 	grace    = 50 * time.Millisecond // frames under way to a MAC that neighbours have just left
-	declines = 3 // how many duplicate addresses one ADD gives back
+	declines = 3                     // how many duplicate addresses one ADD gives back
 )
 
 // Request is what the runtime asks: the CNI_* environment.
