@@ -122,7 +122,8 @@ type run struct {
 	fresh   bool         // the MTU must be worked out anew
 	passive bool         // nothing may be changed, in the cluster neither
 	asked   time.Time    // when the cluster gave last
-	claimed *place.Place // what it says now, where it was asked
+	claimed *place.Place // what this call goes by, once the cluster was asked
+	renewed bool         // the cluster answered
 	state   State
 	pending string
 }
@@ -157,7 +158,7 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 		r.pending = "write " + r.placePath()
 		return false, nil
 	}
-	if r.claimed != nil {
+	if r.renewed {
 		_ = os.Chtimes(r.placePath(), time.Time{}, time.Now()) // still true, so it need not be asked for soon
 	}
 	return true, r.observe()
@@ -302,12 +303,14 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	p, err := r.Claim(ctx, r.plan, seen, r.last)
 	if err != nil && known && cnierr.CodeOf(err) == cnierr.TryAgain {
 		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the last answer, index %d\n", err, r.last.Index)
-		return r.last, nil
+		p = r.last // for all rounds of this call: each would wait for the API server again
+	} else if err != nil {
+		return p, err
+	} else {
+		r.renewed = true
 	}
-	if err == nil {
-		r.claimed = &p
-	}
-	return p, err
+	r.claimed = &p
+	return p, nil
 }
 
 // complete says that a place has all that plan's network needs.

@@ -1,0 +1,34 @@
+package node
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/place"
+)
+
+// A node that comes up with the API away asks once, however many rounds it needs.
+func TestTheClusterIsAskedOnceInACall(t *testing.T) {
+	asked := 0
+	last := place.Place{Index: 2, VTEP: netip.MustParseAddr("10.100.100.2")}
+	r := &run{
+		plan: &netconf.Plan{Parent: netconf.Parent{Type: netconf.ParentVXLAN}}, last: last,
+		Ensurer: &Ensurer{Claim: func(context.Context, *netconf.Plan, place.Seen, place.Place) (place.Place, error) {
+			asked++
+			return place.Place{}, cnierr.New(cnierr.TryAgain, "the API server is away")
+		}},
+	}
+	for range 3 {
+		p, err := r.find(t.Context(), place.Seen{})
+		require.NoError(t, err)
+		assert.Equal(t, last, p)
+	}
+	assert.Equal(t, 1, asked)
+	assert.False(t, r.renewed, "so the next call asks again")
+}
