@@ -301,13 +301,14 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 		return place.Place{}, errUnclaimed
 	}
 	p, err := r.Claim(ctx, r.plan, seen, r.last)
-	if err != nil && known && cnierr.CodeOf(err) == cnierr.TryAgain {
+	switch {
+	case err == nil:
+		r.renewed = true
+	case known && cnierr.CodeOf(err) == cnierr.TryAgain:
 		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the last answer, index %d\n", err, r.last.Index)
 		p = r.last // for all rounds of this call: each would wait for the API server again
-	} else if err != nil {
+	default:
 		return p, err
-	} else {
-		r.renewed = true
 	}
 	r.claimed = &p
 	return p, nil
