@@ -294,7 +294,26 @@ func restart(t *testing.T, c *Cluster) {
 	}
 	wantNoRecord(t, c)
 	for _, n := range c.Nodes {
+		hearAgain(t, c, n)
 		comeAndGo(t, c, n, "after-"+n.Name)
+	}
+}
+
+// hearAgain waits until Multus hears of new pods. The watch of its thick daemon comes back some time after the
+// API server; until then an ADD succeeds, but "pod not found" in the daemon's cache is tolerated and the
+// network-status is never written (multus.go, after SetNetworkStatus, v4.2.3).
+func hearAgain(t *testing.T, c *Cluster, n *Node) {
+	t.Helper()
+	for tries, begin := 0, time.Now(); ; tries++ {
+		s := attach(t, c, n, fmt.Sprintf("heard-%s-%d", n.Name, tries))
+		_, err := s.Status(t.Context())
+		require.NoError(t, s.Remove(t.Context()))
+		require.NoError(t, c.DeletePod(t.Context(), namespace, s.pod.Name))
+		if err == nil {
+			t.Logf("Multus on %s wrote no network-status of the first %d pods after the API server's return", n.Name, tries)
+			return
+		}
+		require.Less(t, time.Since(begin), 2*time.Minute, "Multus on %s doesn't hear of new pods: %v", n.Name, err)
 	}
 }
 
