@@ -117,7 +117,7 @@ func places(t *testing.T, b *bed) {
 	_, err := at("a", "1").claim(t, storageNet)
 	require.ErrorContains(t, err, "node a can't have its place on vxlan-storage: index 1 and VTEP 10.100.100.1 and address 10.100.1.1 is node d's (HostShim vxlan-storage-1)")
 	h := b.shims(t)["vxlan-storage-2"]
-	assert.Equal(t, v1alpha1.HostShimSpec{Node: "b", Parent: "vxlan-storage", Index: 2, VTEP: "10.100.100.2", Networks: []v1alpha1.ShimNetwork{{Name: "storage", Addresses: []v1alpha1.ShimAddress{"10.100.1.2"}}}}, h.Spec)
+	assert.Equal(t, v1alpha1.HostShimSpec{Node: "b", Parent: "vxlan-storage", Index: 2, VTEP: "10.100.100.2", Address: "10.100.1.2", Networks: []v1alpha1.ShimNetwork{{Name: "storage", Addresses: []v1alpha1.ShimAddress{"10.100.1.2"}}}}, h.Spec)
 
 	// Two networks on one parent share index and VTEP.
 	other := strings.NewReplacer(`"storage"`, `"backup"`, "10.100.1.", "10.100.2.", "lhstorage-ipam", "host-local").Replace(storageNet)
@@ -125,7 +125,36 @@ func places(t *testing.T, b *bed) {
 	got, err := claimer{bed: b, node: "b"}.claim(t, other)
 	require.NoError(t, err)
 	assert.Equal(t, "2 [10.100.2.2] 10.100.100.2 [10.100.100.1 10.100.100.3 10.100.100.4]", got)
-	assert.Len(t, b.shims(t)["vxlan-storage-2"].Spec.Networks, 2)
+	shared := b.shims(t)["vxlan-storage-2"].Spec
+	assert.Len(t, shared.Networks, 2)
+	assert.Equal(t, "10.100.1.2,10.100.2.2", shared.Address)
+	onALAN(t, b)
+}
+
+// A VTEP that is an address of a LAN is the node's, but it says nothing about its index: what it stands for may lie
+// beyond the host range, or be another's.
+func onALAN(t *testing.T, b *bed) {
+	b.wipeShims(t)
+	conf := strings.Replace(storageNet, "10.100.100.0/28", "192.168.7.0/24", 1)
+	at := func(name, n string) claimer {
+		return claimer{bed: b, node: name, seen: place.Seen{Local: addrs("192.168.7." + n)}}
+	}
+	for _, c := range []struct {
+		who  claimer
+		want string
+	}{
+		{at("a", "117"), "1 [10.100.1.1] 192.168.7.117 []"},
+		{at("b", "2"), "2 [10.100.1.2] 192.168.7.2 [192.168.7.117]"},
+		{at("c", "1"), "3 [10.100.1.3] 192.168.7.1 [192.168.7.2 192.168.7.117]"},
+	} {
+		for range 2 {
+			got, err := c.who.claim(t, conf)
+			require.NoError(t, err)
+			assert.Equal(t, c.want, got)
+		}
+	}
+	_, err := at("d", "117").claim(t, conf)
+	require.ErrorContains(t, err, "node d can't have its place on vxlan-storage: VTEP 192.168.7.117 is node a's (HostShim vxlan-storage-1)")
 }
 
 // What a node is when its Node object or its disk is another by now.
@@ -160,6 +189,7 @@ func identity(t *testing.T, b *bed) {
 	b.removeNode(t, "second")
 	is(claimer{bed: b, node: "renamed", machine: "m9"}, "2 [10.100.1.2] 10.100.100.2 [10.100.100.1]")
 	assert.Equal(t, "renamed", b.shims(t)["vxlan-storage-2"].Spec.Node)
+	assert.Equal(t, "renamed", b.shims(t)["vxlan-storage-2"].Labels[v1alpha1.LabelNode])
 	// Pinned, by annotation or node file.
 	b.addNode(t, "pinned", map[string]string{v1alpha1.IndexAnnotation: "9"})
 	is(claimer{bed: b, node: "pinned"}, "9 [10.100.1.9] 10.100.100.9 [10.100.100.1 10.100.100.2]")
@@ -235,15 +265,27 @@ func families(t *testing.T, b *bed) {
 	require.NoError(t, err)
 	assert.Equal(t, "5 [10.100.1.5 fd00:100::5] invalid IP []", got)
 	assert.Contains(t, b.shims(t), "eth1-5")
-	columns, err := b.Kubectl(t.Context(), "get", "hostshims")
-	require.NoError(t, err)
-	assert.Equal(t, "NAME NODE PARENT ADDRESS VTEP READY AGE", strings.Join(strings.Fields(strings.Split(columns, "\n")[0]), " "))
-	assert.Contains(t, columns, "10.100.1.5")
+	requireColumns(t, b, "hostshims", "NAME NODE PARENT ADDRESS VTEP READY AGE", "eth1-5 dual eth1 10.100.1.5,fd00:100::5")
 	got, err = claimer{bed: b, node: "dual"}.claim(t, strings.Replace(dual, `"eth1"`, `"Bond_0.x"`, 1))
 	require.NoError(t, err)
 	assert.Equal(t, "1 [10.100.1.1 fd00:100::1] invalid IP []", got)
 	_, err = b.Kubectl(t.Context(), "patch", "hostshim", "eth1-5", "--type=merge", "-p", `{"spec": {"index": 6}}`)
 	assert.ErrorContains(t, err, "a place's parent and index don't change")
+	_, err = b.Kubectl(t.Context(), "patch", "hostshim", "eth1-5", "--type=merge", "-p", `{"spec": {"networks": [{"name": "dual", "addresses": ["10.100.1.6"]}]}}`)
+	assert.ErrorContains(t, err, "address lacks an address of networks")
+}
+
+// requireColumns checks what kubectl shows of objects: the headings, and how one line begins.
+func requireColumns(t *testing.T, b *bed, kind, headings, line string) {
+	t.Helper()
+	out, err := b.Kubectl(t.Context(), "get", kind)
+	require.NoError(t, err)
+	var lines []string
+	for text := range strings.Lines(out) {
+		lines = append(lines, strings.Join(strings.Fields(text), " "))
+	}
+	assert.Equal(t, headings, lines[0])
+	assert.True(t, slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, line+" ") }), "%s\nlacks %s", out, line)
 }
 
 // The program, with the rights of its account.
@@ -262,6 +304,7 @@ func hostShimVerb(t *testing.T, b *bed) {
 		assert.Equal(t, i+1, answer.Index, "%s", &out)
 		assert.NotNil(t, answer.Peers)
 		assert.Len(t, answer.Peers, i)
+		assert.Equal(t, []netip.Addr{m.Address}, answer.Kubernetes, "what the node must never move")
 		assert.Equal(t, m.MachineID, b.shims(t)[fmt.Sprintf("vxlan-storage-%d", i+1)].Spec.MachineID)
 	}
 }

@@ -48,9 +48,9 @@ type bed struct {
 	*controlplane.Cluster
 }
 
-func newBed(t *testing.T) bed {
+func newBed(t *testing.T, nodes lab.Options) bed {
 	t.Helper()
-	c := controlplane.Up(t, controlplane.Options{UnsafeNoFsync: true, Lab: lab.Options{Nodes: 3}, BinDirs: []string{tools.Ours(t)}})
+	c := controlplane.Up(t, controlplane.Options{UnsafeNoFsync: true, Lab: nodes, BinDirs: []string{tools.Ours(t)}})
 	root, err := tools.Root()
 	require.NoError(t, err)
 	crds, err := filepath.Glob(filepath.Join(root, "deploy/crds/*.yaml"))
@@ -60,15 +60,21 @@ func newBed(t *testing.T) bed {
 	account, err := c.ServiceAccountKubeconfig(t.Context(), metav1.NamespaceSystem, "lhstorage-node", "")
 	require.NoError(t, err)
 	for i, n := range c.Nodes {
-		file, err := json.Marshal(nodefile.File{NodeName: n.Name, Kubeconfig: kubeconfig})
-		require.NoError(t, err)
-		require.NoError(t, n.WriteFile(nodefile.DefaultPath, file))
+		identify(t, n)
 		require.NoError(t, n.WriteFile(kubeconfig, account))
 		require.NoError(t, n.UseMultus(t.Context(), []string{controlplane.Thin, controlplane.Thick, controlplane.Thick}[i]))
 	}
 	require.NoError(t, c.CreateNamespace(t.Context(), namespace))
 	require.NoError(t, c.CreateNetwork(t.Context(), namespace, network, nad))
 	return bed{c}
+}
+
+// identify writes the node file, as the installer does.
+func identify(t *testing.T, n *controlplane.Node) {
+	t.Helper()
+	file, err := json.Marshal(nodefile.File{NodeName: n.Name, Kubeconfig: kubeconfig})
+	require.NoError(t, err)
+	require.NoError(t, n.WriteFile(nodefile.DefaultPath, file))
 }
 
 // pod is a running pod and its address on the storage network.
@@ -80,9 +86,7 @@ type pod struct {
 // run starts a pod that is annotated as Longhorn annotates its own.
 func (b bed) run(t *testing.T, n *controlplane.Node, name string) pod {
 	t.Helper()
-	_, err := b.CreatePod(t.Context(), n.Name, namespace, name, controlplane.Network{Namespace: namespace, Name: network, Interface: ifName})
-	require.NoError(t, err)
-	s, err := n.RunPod(t.Context(), namespace, name)
+	s, err := b.try(t, n, network, name)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Remove(context.Background())) })
 	addrs, err := testnode.Addresses(s.Netns, ifName)
@@ -95,6 +99,14 @@ func (b bed) run(t *testing.T, n *controlplane.Node, name string) pod {
 	assert.Equal(t, ifName, status[1].Interface)
 	assert.Equal(t, []string{addrs[0].String()}, status[1].IPs, "exactly our addresses, never none: an empty list crashes longhorn-manager")
 	return pod{s, addrs[0]}
+}
+
+// try starts a pod on a network, which may be refused.
+func (b bed) try(t *testing.T, n *controlplane.Node, network, name string) (*controlplane.Sandbox, error) {
+	t.Helper()
+	_, err := b.CreatePod(t.Context(), n.Name, namespace, name, controlplane.Network{Namespace: namespace, Name: network, Interface: ifName})
+	require.NoError(t, err)
+	return n.RunPod(t.Context(), namespace, name)
 }
 
 type namespaceOf interface {
@@ -113,7 +125,7 @@ func requireReached(t *testing.T, leg string, from namespaceOf, to netip.Addr) {
 }
 
 func TestStorageNetwork(t *testing.T) {
-	b := newBed(t)
+	b := newBed(t, lab.Options{Nodes: 3})
 	// The order in which nodes come decides nothing but the index of fresh ones.
 	var pods []pod
 	for i, n := range b.Nodes {

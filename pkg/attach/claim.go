@@ -44,11 +44,13 @@ func answer(out []byte) (place.Place, error) {
 		Addresses []netip.Addr `json:"addresses"`
 		VTEP      netip.Addr   `json:"vtep"`
 		Peers     []netip.Addr `json:"peers"`
+
+		Kubernetes []netip.Addr `json:"kubernetes"`
 	}
 	if err := json.Unmarshal(out, &said); err != nil {
 		return place.Place{}, cnierr.New(cnierr.Decode, "lhstorage-ipam host-shim printed %q: %w", out, err)
 	}
-	return place.Place{Index: said.Index, Shim: said.Addresses, VTEP: said.VTEP, Peers: said.Peers}, nil
+	return place.Place{Index: said.Index, Shim: said.Addresses, VTEP: said.VTEP, Peers: said.Peers, Kubernetes: said.Kubernetes}, nil
 }
 
 // naming is the NetConf with the parent in it: a chained one is told its parent by

@@ -57,6 +57,9 @@ type Answer struct {
 	Addresses []netip.Addr `json:"addresses"` // of the host shim, one for each host range
 	VTEP      netip.Addr   `json:"vtep,omitzero"`
 	Peers     []netip.Addr `json:"peers"` // VTEPs of the parent's other nodes, sorted
+
+	// Kubernetes are the Node's InternalIPs: the node must leave them where they are.
+	Kubernetes []netip.Addr `json:"kubernetes,omitempty"`
 }
 
 // Claim finds or makes the node's place on the parent of plan's network. seen is what its kernel has, last what
@@ -65,10 +68,12 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 	if plan.Parent.Name == "" {
 		return Answer{}, cnierr.New(cnierr.InvalidConfig, "network %q: the parent's name isn't known, so there is no place on it to claim; set parent.name", plan.Name)
 	}
-	pinned, err := c.pinned(ctx)
+	var object nodeObject
+	pinned, err := c.pinned(ctx, &object)
 	if err != nil {
 		return Answer{}, err
 	}
+	seen.Kubernetes = object.internal()
 	for range tries {
 		all, err := c.list(ctx, plan.Parent.Name)
 		if err != nil {
@@ -76,6 +81,7 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 		}
 		answer, err := c.try(ctx, plan, pinned, seen, last, all)
 		if !errors.Is(err, errAgain) {
+			answer.Kubernetes = seen.Kubernetes
 			return answer, err
 		}
 	}
@@ -85,15 +91,10 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 // errAgain says that the places have changed since they were listed.
 var errAgain = errors.New("the places have changed meanwhile")
 
-// pinned is the node file with the index that the Node's annotation gives.
-func (c *Claimer) pinned(ctx context.Context) (nodefile.File, error) {
-	var object struct {
-		Metadata struct {
-			Annotations map[string]string `json:"annotations"`
-		} `json:"metadata"`
-	}
+// pinned is the node file with the index that the Node's annotation gives. It reads the Node into object.
+func (c *Claimer) pinned(ctx context.Context, object *nodeObject) (nodefile.File, error) {
 	file := c.Node
-	err := c.API.Get(ctx, nodes, file.NodeName, &object)
+	err := c.API.Get(ctx, nodes, file.NodeName, object)
 	text := object.Metadata.Annotations[v1alpha1.IndexAnnotation]
 	switch {
 	case apierrors.IsNotFound(err):
@@ -112,6 +113,29 @@ func (c *Claimer) pinned(ctx context.Context) (nodefile.File, error) {
 	}
 	file.Index = index
 	return file, nil
+}
+
+// nodeObject is what is read of a Node.
+type nodeObject struct {
+	Metadata struct {
+		Annotations map[string]string `json:"annotations"`
+	} `json:"metadata"`
+	Status struct {
+		Addresses []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
+	} `json:"status"`
+}
+
+// internal are the addresses by which the cluster reaches a node.
+func (n nodeObject) internal() (list []netip.Addr) {
+	for _, a := range n.Status.Addresses {
+		if addr := parse(a.Address); a.Type == "InternalIP" && addr.IsValid() {
+			list = append(list, addr)
+		}
+	}
+	return list
 }
 
 func (c *Claimer) list(ctx context.Context, parent string) ([]v1alpha1.HostShim, error) {
@@ -181,9 +205,19 @@ func (c *Claimer) lives(ctx context.Context, node string) (bool, error) {
 	return true, nil
 }
 
-// fresh is the place of a node that has none: the lowest index that is free together with what follows from
-// it; if there is none, that of a node which left long ago.
+// fresh is the place of a node that has none: the index that its VTEP stands for, if it has one, else the
+// lowest that is free together with what follows from it; if there is none, that of a node which left long ago.
 func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, all []v1alpha1.HostShim) (place.Place, error) {
+	vtep, wish := place.Held(plan, seen)
+	if err := taken(node.NodeName, plan, place.Place{VTEP: vtep}, all, nil); err != nil {
+		return place.Place{}, err // at every index
+	}
+	if node.Index = wish; wish != 0 {
+		want, err := place.Resolve(plan, node, seen, place.Place{})
+		if err == nil && taken(node.NodeName, plan, want, all, nil) == nil {
+			return want, nil
+		}
+	}
 	for node.Index = 1; ; node.Index++ {
 		want, err := place.Resolve(plan, node, seen, place.Place{})
 		if err != nil && node.Index > 1 {
@@ -296,10 +330,10 @@ func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place
 		}
 		return nil
 	}
-	if equal(own.Spec, object.Spec) && own.Annotations[goneAnnotation] == "" {
+	if equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && own.Annotations[goneAnnotation] == "" {
 		return nil
 	}
-	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec)}
+	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelNode), object.Labels[v1alpha1.LabelNode])}
 	if own.Annotations[goneAnnotation] != "" {
 		ops = append(ops, kubeapi.Remove("/metadata/annotations/"+kubeapi.Escape(goneAnnotation)))
 	}
@@ -370,5 +404,5 @@ func equal(a, b v1alpha1.HostShimSpec) bool {
 	sameNetwork := func(x, y v1alpha1.ShimNetwork) bool {
 		return x.Name == y.Name && slices.Equal(x.Addresses, y.Addresses)
 	}
-	return a.Node == b.Node && a.MachineID == b.MachineID && a.VTEP == b.VTEP && cmp.Compare(a.Index, b.Index) == 0 && slices.EqualFunc(a.Networks, b.Networks, sameNetwork)
+	return a.Node == b.Node && a.MachineID == b.MachineID && a.VTEP == b.VTEP && a.Address == b.Address && cmp.Compare(a.Index, b.Index) == 0 && slices.EqualFunc(a.Networks, b.Networks, sameNetwork)
 }

@@ -62,7 +62,20 @@ func (c *Claimer) object(plan *netconf.Plan, want place.Place, own *v1alpha1.Hos
 	if !known {
 		object.Spec.Networks = append(object.Spec.Networks, network)
 	}
+	object.Spec.Address = listed(object.Spec.Networks)
 	return object
+}
+
+// listed are the addresses of all networks in one text. A column of kubectl shows one value only
+// (apiextensions-apiserver, tableconvertor).
+func listed(networks []v1alpha1.ShimNetwork) string {
+	var texts []string
+	for _, n := range networks {
+		for _, a := range n.Addresses {
+			texts = append(texts, string(a))
+		}
+	}
+	return strings.Join(texts, ",")
 }
 
 func text(addr netip.Addr) string {

@@ -124,6 +124,7 @@ type run struct {
 	asked   time.Time    // when the cluster gave last
 	claimed *place.Place // what this call goes by, once the cluster was asked
 	renewed bool         // the cluster answered
+	fixed   []netip.Addr // Kubernetes addresses of this node that are on the parent, and stay there
 	state   State
 	pending string
 }
@@ -271,6 +272,7 @@ func (r *run) resolve(ctx context.Context) error {
 	}
 	p.MTU = r.last.MTU
 	r.state.Place = p
+	r.fixed = slices.DeleteFunc(slices.Clone(seen.OnParent), func(a netip.Addr) bool { return !slices.Contains(p.Kubernetes, a) })
 	if r.plan.HostShim != nil {
 		r.state.Shim, r.state.Addrs = r.plan.HostShim.Name, shimAddrs(r.plan.HostShim, p)
 	}
@@ -398,11 +400,16 @@ func (r *run) parent(context.Context) ([]kernel.Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parent.Diff(r.Kernel, parent.Desired{
+	steps, err := parent.Diff(r.Kernel, parent.Desired{
 		Parent: r.plan.Parent, Local: p.VTEP, Peers: p.Peers, AutoMTU: p.MTU,
 		MAC:    place.MAC(r.Node, r.plan.Parent.Name, "parent", p.VTEP),
 		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving, Incomplete: r.Claim != nil,
 	})
+	if err == nil && len(r.fixed) > 0 && slices.ContainsFunc(steps, func(s kernel.Step) bool { return s.Name == "parent.recreate" }) {
+		return nil, cnierr.New(cnierr.IncompatibleParent, "parent %s differs from the network's configuration in what the kernel can't change, and it isn't made again, because "+
+			"it has this node's Kubernetes address %s: set the configuration to what `ip -d link show %[1]s` says, or give the parent another name", r.plan.Parent.Name, r.fixed[0])
+	}
+	return steps, err
 }
 
 // workOutMTU asks the routes to all peers, which is dear, only when the answer
@@ -422,8 +429,16 @@ func (r *run) workOutMTU() error {
 	return nil
 }
 
-// owner says that the parent is the storage network's alone.
-func (r *run) owner() bool { return r.plan.Parent.Type == netconf.ParentVXLAN }
+// owner says that the parent is the storage network's alone. One that has a Kubernetes address in a range is not: that
+// address stays, so the shim stands beside it as on a NIC.
+func (r *run) owner() bool {
+	return r.plan.Parent.Type == netconf.ParentVXLAN && !slices.ContainsFunc(r.fixed, r.inNetworks)
+}
+
+// inNetworks says that an address is in one of the ranges that the shim has an address in.
+func (r *run) inNetworks(addr netip.Addr) bool {
+	return slices.ContainsFunc(r.state.Addrs, func(p netip.Prefix) bool { return p.Masked().Contains(addr) })
+}
 
 // moving are the parent's addresses of the network, about to go to the shim.
 func (r *run) moving() ([]netip.Addr, error) {
@@ -434,9 +449,7 @@ func (r *run) moving() ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(seen.OnParent, func(a netip.Addr) bool {
-		return !slices.ContainsFunc(r.state.Addrs, func(p netip.Prefix) bool { return p.Masked().Contains(a) })
-	}), nil
+	return slices.DeleteFunc(seen.OnParent, func(a netip.Addr) bool { return !r.inNetworks(a) }), nil
 }
 
 func (r *run) shim(ctx context.Context) ([]kernel.Step, error) {
@@ -501,5 +514,5 @@ func (r *run) answered() bool {
 
 func same(a, b place.Place) bool {
 	return a.Index == b.Index && a.VTEP == b.VTEP && a.MTU == b.MTU &&
-		slices.Equal(a.Shim, b.Shim) && slices.Equal(a.Peers, b.Peers)
+		slices.Equal(a.Shim, b.Shim) && slices.Equal(a.Peers, b.Peers) && slices.Equal(a.Kubernetes, b.Kubernetes)
 }

@@ -32,6 +32,10 @@ type Place struct {
 	Shim  []netip.Addr `json:"shim,omitempty"` // one for each host range, in its order
 	Peers []netip.Addr `json:"peers"`          // the other nodes' VTEPs; nil: not known, so left as they are
 	MTU   int          `json:"mtu,omitempty"`  // the parent's as worked out last, bytes
+
+	// Kubernetes are the addresses by which the cluster knows this node: wherever
+	// they are, they stay there.
+	Kubernetes []netip.Addr `json:"kubernetes,omitempty"`
 }
 
 // Seen is what the kernel has now.
@@ -40,6 +44,9 @@ type Seen struct {
 	OnParent []netip.Addr // addresses of the parent device, if there is one
 	Local    []netip.Addr // all addresses of this node
 	Tunnel   netip.Addr   // the source address of the existing VXLAN parent
+
+	// Kubernetes are the Node object's InternalIPs, as far as they are known.
+	Kubernetes []netip.Addr
 }
 
 // Resolve finds this node's place. last is the one of an earlier run, or zero.
@@ -65,17 +72,25 @@ func Resolve(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) (Pla
 	return p, nil
 }
 
-// Index is the index that Resolve goes by, 0 when nothing tells one: a fresh node.
+// Index is the index that this node must have, 0 for a fresh node: one that is
+// free to take any. By its VTEP alone a node has no index yet; see [Held].
 func Index(plan *netconf.Plan, node nodefile.File, seen Seen, last Place) int {
 	if node.Index != 0 {
 		return node.Index
 	}
-	var p Place
-	if plan.Parent.Type == netconf.ParentVXLAN {
-		p.VTEP = heldVTEP(plan.Parent, seen, last)
-	}
 	kept, _ := keptShims(plan, seen, last)
-	return cmp.Or(shimIndex(plan.HostShim, kept), last.Index, p.vtepIndex(plan.Parent.VTEP.CIDR))
+	return cmp.Or(shimIndex(plan.HostShim, kept), last.Index)
+}
+
+// Held is the VTEP that a node has already, and the index that it stands for: 0
+// for none. A script that numbers nodes gives both the same number, but an address
+// of a LAN may have any, so the index is a wish.
+func Held(plan *netconf.Plan, seen Seen) (vtep netip.Addr, index int) {
+	if plan.Parent.Type != netconf.ParentVXLAN {
+		return netip.Addr{}, 0
+	}
+	p := Place{VTEP: heldVTEP(plan.Parent, seen, Place{})}
+	return p.VTEP, p.vtepIndex(plan.Parent.VTEP.CIDR)
 }
 
 // heldVTEP is the tunnel address that this node has already: the one the parent
@@ -149,6 +164,9 @@ func keptShim(plan *netconf.Plan, hosts netip.Prefix, seen Seen, last Place) (ne
 		held = find(seen.OnParent, hosts, pinned, before)
 	}
 	switch {
+	case seen.fixed(held):
+		return netip.Addr{}, fmt.Errorf("%s on %s is this node's Kubernetes address (InternalIP), which is never moved, but lies in the host range %s, whose addresses are the shims': "+
+			"choose a hostShim.range that has no Node's address, or give kubelet another --node-ip", held, plan.Parent.Name, hosts)
 	case held.IsValid() && pinned.IsValid() && held != pinned:
 		return held, fmt.Errorf("hostShim.address is %s, but this node already has %s of the host range %s: "+
 			"sessions may use it, so it isn't changed; set hostShim.address to it, or remove it from the node first", pinned, held, hosts)
@@ -159,6 +177,11 @@ func keptShim(plan *netconf.Plan, hosts netip.Prefix, seen Seen, last Place) (ne
 	default:
 		return before, nil // after a reboot
 	}
+}
+
+// fixed says that an address is this node's Kubernetes address, and not the shim's.
+func (s Seen) fixed(addr netip.Addr) bool {
+	return slices.Contains(s.Kubernetes, addr) && !slices.Contains(s.OnShim, addr)
 }
 
 // shimIndex is the index that a kept address stands for, 0 for none.

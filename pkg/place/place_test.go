@@ -127,6 +127,10 @@ func TestPrecedence(t *testing.T) {
 			Place{Index: 2, VTEP: addrs(vtep7)[0], Shim: addrs("10.100.1.2")}},
 		{"then the one of before", vxlan(), 2, Seen{Local: addrs(vtep2, vtep7)}, Place{Index: 2, VTEP: addrs(vtep7)[0]},
 			Place{Index: 2, VTEP: addrs(vtep7)[0], Shim: addrs("10.100.1.2")}},
+		{"a Kubernetes address on the shim is the shim's", vxlan(), 2, Seen{OnShim: addrs("10.100.1.5"), OnParent: addrs("10.100.1.5"), Kubernetes: addrs("10.100.1.5")}, Place{},
+			Place{Index: 2, VTEP: addrs(vtep2)[0], Shim: addrs("10.100.1.5")}},
+		{"one on the parent outside the host range is nobody's", vxlan(), 2, Seen{OnParent: addrs("10.100.1.77"), Kubernetes: addrs("10.100.1.77")}, Place{},
+			Place{Index: 2, VTEP: addrs(vtep2)[0], Shim: addrs("10.100.1.2")}},
 		{"then the lowest", vxlan(), 2, Seen{Local: addrs(vtep7, vtep2)}, Place{},
 			Place{Index: 2, VTEP: addrs(vtep2)[0], Shim: addrs("10.100.1.2")}},
 		{"a tunnel address that the node hasn't isn't held", vxlan(), 2, Seen{Tunnel: addrs("10.100.100.9")[0]}, Place{},
@@ -190,6 +194,9 @@ func TestFaultsComeAtOnce(t *testing.T) {
 				"hostShim.address is 10.100.1.9, but this node already has 10.100.1.2",
 				"hostShim.address is fd00::9, but this node already has fd00::2",
 			}},
+		{"a Kubernetes address that would have to move", vxlan(), 2, Seen{OnParent: addrs("10.100.1.5"), Kubernetes: addrs("192.168.7.2", "10.100.1.5")}, []string{
+			"10.100.1.5 on vxlan-storage is this node's Kubernetes address", "never moved", "host range 10.100.1.0/28", "--node-ip",
+		}},
 		{"no VTEP among the peers", with(vxlan(), func(p *netconf.Plan) {
 			p.Parent.VTEP.CIDR, p.Parent.Peers = netip.Prefix{}, addrs("192.168.7.1", "192.168.7.2")
 		}), 2, Seen{}, []string{"parent.peers (192.168.7.1, 192.168.7.2)"}},
@@ -201,6 +208,31 @@ func TestFaultsComeAtOnce(t *testing.T) {
 			for _, text := range append(c.want, "node-7", "vxlan-storage") {
 				assert.ErrorContains(t, err, text)
 			}
+		})
+	}
+}
+
+// A node by whose VTEP alone something is known may have any index.
+func TestHeld(t *testing.T) {
+	lan := with(vxlan(), func(p *netconf.Plan) { p.Parent.VTEP.CIDR = prefixes("192.168.7.0/24")[0] })
+	for _, c := range []struct {
+		name  string
+		plan  *netconf.Plan
+		seen  Seen
+		vtep  string
+		index int
+	}{
+		{"nothing", vxlan(), Seen{}, "invalid IP", 0},
+		{"a script's", vxlan(), Seen{Local: addrs("10.100.100.7")}, "10.100.100.7", 7},
+		{"of a LAN", lan, Seen{Local: addrs("10.0.0.1", "192.168.7.117")}, "192.168.7.117", 117},
+		{"among the peers", with(vxlan(), func(p *netconf.Plan) { p.Parent.VTEP.CIDR, p.Parent.Peers = netip.Prefix{}, addrs("192.168.7.2") }), Seen{Local: addrs("192.168.7.2")}, "192.168.7.2", 0},
+		{"a NIC has none", device(), Seen{Local: addrs("10.100.100.7")}, "invalid IP", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			vtep, index := Held(c.plan, c.seen)
+			assert.Equal(t, c.vtep, vtep.String())
+			assert.Equal(t, c.index, index)
+			assert.Zero(t, Index(c.plan, nodefile.File{}, c.seen, Place{}))
 		})
 	}
 }

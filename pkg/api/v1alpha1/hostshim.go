@@ -10,7 +10,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:subresource:status
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
 // +kubebuilder:printcolumn:name="Parent",type=string,JSONPath=`.spec.parent`
-// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.networks[*].addresses[*]`
+// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.address`
 // +kubebuilder:printcolumn:name="VTEP",type=string,JSONPath=`.spec.vtep`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.ready`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.reason`
@@ -26,6 +26,7 @@ type HostShim struct {
 
 // HostShimSpec says who is where.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.address) || !has(self.networks) || self.networks.all(n, !has(n.addresses) || n.addresses.all(a, self.address.contains(a)))",message="address lacks an address of networks, which it lists for people: change both, or leave address out"
 // +kubebuilder:validation:XValidation:rule="self.parent == oldSelf.parent && self.index == oldSelf.index",message="a place's parent and index don't change: they are its name"
 type HostShimSpec struct {
 	// Node is the name of the Node.
@@ -58,6 +59,12 @@ type HostShimSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="must be an IPv4 or IPv6 address"
 	// +optional
 	VTEP string `json:"vtep,omitempty"`
+
+	// Address lists the addresses of all networks, with commas between them, for people.
+	//
+	// +kubebuilder:validation:MaxLength=5888
+	// +optional
+	Address string `json:"address,omitempty"`
 
 	// Networks are the node's own addresses on each storage network of the parent.
 	//
