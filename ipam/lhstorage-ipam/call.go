@@ -21,6 +21,7 @@ import (
 // call is one call of the plugin.
 type call struct {
 	args   *skel.CmdArgs
+	flat   []byte // the flat file; nil without one
 	cfg    ipam.Config
 	faults error // of the configuration; DEL and GC go on all the same
 	alloc  ipam.Allocator
@@ -38,7 +39,7 @@ func newCall(args *skel.CmdArgs) (*call, error) {
 	if in.Flat, in.FlatPath, err = readFlat(ipam.FlatPaths(args.StdinData)); err != nil {
 		return nil, err
 	}
-	c := &call{args: args}
+	c := &call{args: args, flat: in.Flat}
 	c.cfg, c.faults = ipam.Parse(in)
 	if cnierr.CodeOf(c.faults) == cnierr.Decode {
 		return nil, c.faults

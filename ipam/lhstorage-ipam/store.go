@@ -70,7 +70,7 @@ func (c *call) connect(ctx context.Context) error {
 	if c.cfg.NodeSlice == 0 || len(c.cfg.Pools) == 0 {
 		return nil
 	}
-	pools, err := c.store.Sliced(ctx, c.cfg.Pools, c.cfg.Network, sliceNode(c.alloc.Owner.Node, ipam.NodeNamePath(c.args.StdinData)))
+	pools, err := c.store.Sliced(ctx, c.cfg.Pools, c.cfg.Network, sliceNode(c.alloc.Owner.Node, ipam.NodeNamePath(c.args.StdinData, c.flat)))
 	if err != nil {
 		return err
 	}

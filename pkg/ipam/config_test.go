@@ -176,6 +176,13 @@ func TestParseFlatFile(t *testing.T) {
 	assert.Equal(t, flatPaths, FlatPaths(netConf(`{}`)))
 	assert.Equal(t, flatPaths, FlatPaths([]byte(`[`)))
 	assert.Equal(t, "/mine", FlatPaths(netConf(`{"configuration_path": "/mine"}`))[0])
+
+	// The file with the node's name is beside it, or where the flat file says.
+	assert.Equal(t, "/mine/nodename", NodeNamePath(netConf(`{"configuration_path": "/mine"}`), []byte(`{"configuration_path": "/flat"}`)))
+	assert.Equal(t, "/flat/nodename", NodeNamePath(netConf(`{}`), []byte(`{"configuration_path": "/flat"}`)))
+	for _, flat := range []string{"", "{}", "[", `{"configuration_path": 1}`} {
+		assert.Empty(t, NodeNamePath(netConf(`{}`), []byte(flat)), flat)
+	}
 }
 
 func TestArgs(t *testing.T) {

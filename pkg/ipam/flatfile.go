@@ -1,6 +1,9 @@
 package ipam
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"slices"
+)
 
 // flatPaths are where Whereabouts looks for its flat file.
 var flatPaths = []string{
@@ -20,12 +23,17 @@ func FlatPaths(netConf []byte) []string {
 }
 
 // NodeNamePath is the file in which Whereabouts looks for the node's name when it is about node slices; empty
-// when the NetConf names no place for it.
-func NodeNamePath(netConf []byte) string {
-	if path := configurationPath(netConf); path != "" {
-		return path + "/nodename"
+// when neither the NetConf nor the flat file (nil: none) names a place for it. In the flat file
+// configuration_path is the directory of that file, in a NetConf it is the flat file's path as well.
+func NodeNamePath(netConf, flat []byte) string {
+	path := configurationPath(netConf)
+	if path == "" {
+		path = configurationPath(slices.Concat([]byte(`{"ipam": `), flat, []byte("}")))
 	}
-	return ""
+	if path == "" {
+		return ""
+	}
+	return path + "/nodename"
 }
 
 func configurationPath(netConf []byte) string {
