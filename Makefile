@@ -30,8 +30,8 @@ demo: deps build stock ## three nodes, stock macvlan against lhstorage, iSCSI; J
 	@bin/lhstoragectl lab demo --bin-dir bin $(if $(JSON),--json '$(JSON)')
 
 .PHONY: bench
-bench: ## side by side with the stock plugins (root); BENCH_OUT=file for JSON, BENCH_QUICK=1
-	@go run ./integration/bench
+bench: ## side by side with the stock plugins (root); BENCH_QUICK=1, BENCH_CASES=regexp, BENCH_N=1,200, BENCH_OUT=file for JSON
+	@hack/bench
 
 .PHONY: generate
 generate: ## what is generated from pkg/api: deepcopy functions, deploy/crds

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
@@ -32,6 +34,7 @@ type testCase struct {
 	record   string // of lhstorage-ipam in the cluster
 	network  int    // the case's own in the cluster, from 1; 0: no cluster
 	sticky   bool   // a pod's place goes by its name
+	bits     int    // length of the case's pool in the cluster; 0: 20
 	baseline string // the case that it is held against; empty: none
 }
 
@@ -62,10 +65,9 @@ var cases = []testCase{
 	{name: "ipam:agent", network: 10, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},
 }
 
-// fillNetwork is whose pool is filled: one for all, so that all pay for the same
-// objects, whereabouts' list of all pools among them.
-const fillNetwork = 11
-
+// fillCases are the IPAM plugins, measured one by one on pools of several sizes and
+// fills. All use one pool, so that all pay for the same objects, whereabouts' list
+// of all pools among them.
 var fillCases = []testCase{
 	{name: "ipam:whereabouts", plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
 	{name: "ipam:sync", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
@@ -73,11 +75,65 @@ var fillCases = []testCase{
 	{name: "ipam:agent+sticky", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, sticky: true, baseline: "ipam:whereabouts"},
 }
 
-// versionCases are the programs whose start-up is measured, each with the stock
-// one that it is held against.
-var versionCases = []struct{ plugin, baseline string }{
+// stage is a pool that other pods hold a part of, and who is measured on it.
+type stage struct {
+	label   string
+	network int // as in testCase
+	bits    int // of the pool's length
+	entries int // addresses held by others
+	cases   []testCase
+}
+
+// stages are in the order in which they are measured: each leaves its pool as it
+// is, and all pools are in one cluster, so the small ones come first.
+var stages = []stage{
+	newStage("fill=0", 11, 20, 0),
+	newStage("size=24", 12, 24, 0),
+	newStage("size=16", 13, 16, 0),
+	newStage("entries=250", 11, 20, 250),
+	newStage("fill=50", 11, 20, percentOf20(50)),
+	newStage("fill=90", 11, 20, percentOf20(90)),
+	newStage("fill=99", 11, 20, percentOf20(99)),
+}
+
+// percentOf20 is a number of a /20's usable addresses.
+func percentOf20(percent int) int { return (1<<12 - 2) * percent / 100 }
+
+func newStage(label string, network, bits, entries int) stage {
+	s := stage{label: label, network: network, bits: bits, entries: entries}
+	for _, c := range fillCases {
+		c.name += "/" + label
+		if c.baseline != "" {
+			c.baseline += "/" + label
+		}
+		c.network, c.bits = network, bits
+		s.cases = append(s.cases, c)
+	}
+	return s
+}
+
+// versionCase is a program whose start-up is measured.
+type versionCase struct {
+	plugin  string
+	against string // the stock one that it is held against; empty: none
+}
+
+var versionCases = []versionCase{
 	{"macvlan", ""}, {"host-local", ""}, {"whereabouts", ""}, {"lhstorage", "macvlan"}, {"lhstorage-ipam", "host-local"},
 }
+
+func (v versionCase) name() string { return "version:" + v.plugin }
+
+func (v versionCase) baseline() string {
+	if v.against == "" {
+		return ""
+	}
+	return "version:" + v.against
+}
+
+// inCrowds says whether the case is measured with many calls at once, too: not if
+// it probes or has a VXLAN parent, which makes the same difference one by one.
+func (c testCase) inCrowds() bool { return !c.vxlan && !c.probing }
 
 // parent is the device of the case's children.
 func (c testCase) parent() string {
@@ -130,10 +186,13 @@ func (c testCase) networkName() string {
 	return "bench"
 }
 
-// pool is the range of the case's network in the cluster, a /20.
+// pool is the range of the case's network in the cluster.
 func (c testCase) pool() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(120 + c.network), 0, 0}), 20)
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(120 + c.network), 0, 0}), cmp.Or(c.bits, 20))
 }
+
+// poolName is what Whereabouts calls that pool.
+func (c testCase) poolName() string { return strings.ReplaceAll(c.pool().String(), "/", "-") }
 
 // byAgent says whether the case needs a recorder.
 func (c testCase) byAgent() bool { return c.record == nodefile.RecordAgent }

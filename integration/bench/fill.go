@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync"
+	"time"
 
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/integration/storm"
@@ -20,99 +21,36 @@ import (
 const (
 	fillers     = 16 // objects under way at once
 	fillNetName = "elsewhere"
+
+	// fillPatience is after how much time a case takes no further turn on a pool: on a
+	// full one a call takes a second.
+	fillPatience = 12 * time.Second
 )
 
-// byFill measures single calls of the IPAM plugins on a pool that is filled more
-// and more.
-func (b *bench) byFill(ctx context.Context, s size, p programs, r *report) error {
-	calls, err := b.fillCalls(p)
-	if err != nil || len(s.fill) == 0 {
-		return err
-	}
-	pool := filledPool{cluster: b.cluster, testCase: testCase{network: fillNetwork}}
-	for _, percent := range s.fill {
-		progress("filling a pool to %d %%", percent)
-		if err := pool.fill(ctx, percent); err != nil {
-			return fmt.Errorf("fill a pool to %d %%: %w", percent, err)
+// byFill measures single calls of the IPAM plugins on pools of several sizes, of
+// which other pods hold more and more.
+func (b *bench) byFill(ctx context.Context) error {
+	pools := map[int]*filledPool{}
+	for _, st := range b.stages {
+		if pools[st.network] == nil {
+			pools[st.network] = &filledPool{cluster: b.cluster, testCase: st.cases[0]}
 		}
-		for _, agent := range []bool{false, true} {
-			if err := b.atFill(ctx, s, r, calls, percent, agent); err != nil {
-				return err
-			}
+		b.progress.say("making %d entries of the pool for %s", st.entries, st.label)
+		if err := pools[st.network].fill(ctx, st.entries); err != nil {
+			return fmt.Errorf("make %d entries of pool %s: %w", st.entries, st.cases[0].pool(), err)
 		}
-	}
-	return nil
-}
-
-// fillCalls are by fillCases.
-func (b *bench) fillCalls(p programs) ([]*storm.Storm, error) {
-	var calls []*storm.Storm
-	for i := range fillCases {
-		fillCases[i].network = fillNetwork
-		call, err := b.newCall(fillCases[i], directories{}, p, 0)
+		subjects, err := b.newSubjects(st.cases)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		calls = append(calls, call)
-	}
-	return calls, nil
-}
-
-// atFill measures the cases that need a recorder, or those that need none.
-func (b *bench) atFill(ctx context.Context, s size, r *report, calls []*storm.Storm, percent int, agent bool) error {
-	at := func(name string) string { return fmt.Sprintf("%s/fill=%d", name, percent) }
-	adds, dels := make([]sample, len(fillCases)), make([]sample, len(fillCases))
-	turns := func() error {
-		for turn := range s.repeats / 2 {
-			for i, c := range fillCases {
-				if c.byAgent() != agent {
-					continue
-				}
-				progress("%s: turn %d", at(c.name), turn+1)
-				add, del, err := b.attachDetachBy(ctx, *calls[i], c, 1)
-				if err != nil {
-					return err
-				}
-				adds[i].add(add)
-				dels[i].add(del)
-			}
+		if err := b.compare(ctx, subjects, 1, effort{turns: b.repeats / 2, patience: fillPatience}); err != nil {
+			return err
 		}
-		return nil
-	}
-	if agent {
-		measured := turns
-		turns = func() error { return b.cluster.recordingQuietly(ctx, measured) }
-	}
-	if err := turns(); err != nil {
-		return err
-	}
-	for i, c := range fillCases {
-		if c.byAgent() == agent {
-			baseline := c.baseline
-			if baseline != "" {
-				baseline = at(baseline)
-			}
-			r.add(at(c.name), baseline, "ADD", 1, adds[i])
-			r.add(at(c.name), baseline, "DEL", 1, dels[i])
+		if err := b.weigh(ctx, subjects); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// recordingQuietly calls f while a recorder runs that has seen all claims there are.
-func (c *cluster) recordingQuietly(ctx context.Context, f func() error) error {
-	r, err := c.startRecorder(ctx)
-	if err != nil {
-		return err
-	}
-	defer r.cancel()
-	if err := r.quiet(ctx); err != nil {
-		return err
-	}
-	if err := f(); err != nil {
-		return err
-	}
-	return r.stop()
 }
 
 // filledPool is a pool with the addresses of pods elsewhere, the lowest ones.
@@ -122,23 +60,20 @@ type filledPool struct {
 	filled int // addresses
 }
 
-// fill makes the objects that lhstorage-ipam makes: with them it is a pool that
-// has been in use, for whereabouts too.
-func (p *filledPool) fill(ctx context.Context, percent int) error {
-	const usable = 1<<12 - 2 // of a /20
-	want := usable * percent / 100
-	name := strings.ReplaceAll(p.pool().String(), "/", "-")
+// fill makes the objects that lhstorage-ipam makes, up to a number of addresses:
+// with them it is a pool that has been in use, for whereabouts too.
+func (p *filledPool) fill(ctx context.Context, entries int) error {
 	pool := whereabouts.IPPool{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "whereabouts.cni.cncf.io/v1alpha1", Kind: "IPPool"},
-		ObjectMeta: metav1.ObjectMeta{Name: name},
+		ObjectMeta: metav1.ObjectMeta{Name: p.poolName()},
 		Spec:       whereabouts.IPPoolSpec{Range: p.pool().String(), Allocations: map[string]whereabouts.IPAllocation{}},
 	}
 	var missing []v1alpha1.AddressClaimSpec
 	addr := p.pool().Addr()
-	for key := 1; key <= want; key++ {
+	for key := 1; key <= entries; key++ {
 		addr = addr.Next()
 		spec := v1alpha1.AddressClaimSpec{
-			Address: addr.String(), Pool: name, Range: p.pool().String(), Network: fillNetName, Node: fillNetName,
+			Address: addr.String(), Pool: p.poolName(), Range: p.pool().String(), Network: fillNetName, Node: fillNetName,
 			PodRef: fmt.Sprint("elsewhere/pod-", key), ContainerID: fmt.Sprint("elsewhere-", key), IfName: storm.IfName,
 		}
 		pool.Spec.Allocations[strconv.Itoa(key)] = whereabouts.IPAllocation{ContainerID: spec.ContainerID, PodRef: spec.PodRef, IfName: spec.IfName}
@@ -149,11 +84,12 @@ func (p *filledPool) fill(ctx context.Context, percent int) error {
 	if err := p.holdAll(ctx, missing); err != nil {
 		return err
 	}
-	p.filled = want
-	if percent == 0 {
-		return p.api.Create(ctx, kube.Pools(namespace), pool, nil)
+	p.filled = entries
+	err := p.api.Create(ctx, kube.Pools(namespace), pool, nil)
+	if apierrors.IsAlreadyExists(err) {
+		return p.api.Patch(ctx, kube.Pools(namespace), p.poolName(), []kubeapi.Op{kubeapi.Add("/spec/allocations", pool.Spec.Allocations)}, nil)
 	}
-	return p.api.Patch(ctx, kube.Pools(namespace), name, []kubeapi.Op{kubeapi.Add("/spec/allocations", pool.Spec.Allocations)}, nil)
+	return err
 }
 
 func (p *filledPool) holdAll(ctx context.Context, specs []v1alpha1.AddressClaimSpec) error {

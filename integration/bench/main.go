@@ -5,8 +5,17 @@
 // its disk, and a real kube-apiserver, started for the run and built before if
 // need be.
 //
-// It needs root. BENCH_QUICK=1 makes fewer repeats; BENCH_OUT=file writes the
-// figures as JSON, too.
+// It needs root. Environment:
+//
+//	BENCH_QUICK=1     fewer repeats, 10 and 50 at once, no filled pools
+//	BENCH_CASES=RE    only the cases whose name the regular expression matches
+//	BENCH_N=1,200     only these numbers of calls at once
+//	BENCH_FSYNC=off   etcd doesn't wait for its disk
+//	BENCH_OUT=FILE    the figures as JSON, too
+//
+// A run that is interrupted (SIGINT, SIGTERM) prints and writes what it has
+// measured so far. It fails when a call of lhstorage failed, an address was given
+// twice or not given back; how fast something is, is for the reader.
 package main
 
 import (
@@ -23,21 +32,8 @@ import (
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
-// Size of a run.
-type size struct {
-	repeats int   // of each single call
-	rounds  int   // of each number at once
-	atOnce  []int // ascending
-	fill    []int // percent of a pool, ascending
-}
-
-var (
-	full  = size{repeats: 60, rounds: 3, atOnce: []int{10, 50, 100, 200}, fill: []int{0, 50, 90, 99}}
-	quick = size{repeats: 20, rounds: 1, atOnce: []int{10, 50}}
-)
-
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	err := run(ctx)
 	stop()
 	if err != nil {
@@ -47,6 +43,10 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
+	s, err := settingsFrom(os.Getenv)
+	if err != nil {
+		return err
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces needs root")
 	}
@@ -54,32 +54,31 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s := full
-	if os.Getenv("BENCH_QUICK") != "" {
-		s = quick
-	}
 	dirs, err := makeDirectories()
 	defer func() { err = errors.Join(err, dirs.remove()) }()
 	if err != nil {
 		return err
 	}
-	b, err := newBench(ctx, dirs, programs, s.atOnce[len(s.atOnce)-1])
-	if err != nil {
-		return errors.Join(err, b.close())
-	}
+	b := &bench{settings: s, programs: programs, dirs: dirs, progress: newProgress()}
 	defer func() { err = errors.Join(err, b.close()) }()
-
-	r, err := b.measure(ctx, s, dirs, programs)
-	if err != nil {
+	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	r.print(os.Stdout)
-	if path := os.Getenv("BENCH_OUT"); path != "" {
-		if err := r.write(path); err != nil {
-			return err
-		}
+	return b.conclude(ctx, b.measure(ctx))
+}
+
+// conclude prints and writes what there is to report, even if not all of it could
+// be measured.
+func (b *bench) conclude(ctx context.Context, measured error) error {
+	b.progress.done()
+	if ctx.Err() != nil {
+		measured = errors.New("interrupted: the figures are those of what was measured until then")
 	}
-	return r.verdict()
+	b.report.print(os.Stdout)
+	if b.out == "" {
+		return errors.Join(measured, b.report.verdict())
+	}
+	return errors.Join(measured, b.report.write(b.out), b.report.verdict())
 }
 
 // directories are those of all nodes. They are on the file systems that a node's
@@ -129,8 +128,8 @@ type programs struct{ stock, whereabouts, own string }
 
 // build builds what is missing, the control plane's programs too.
 func build(ctx context.Context) (programs, error) {
-	notice := time.AfterFunc(2*time.Second, func() {
-		fmt.Fprintln(os.Stderr, "bench: building the control plane's programs, which are kept for the next time: this can take half an hour")
+	notice := time.AfterFunc(10*time.Second, func() {
+		fmt.Fprintln(os.Stderr, "bench: building the programs, which are kept for the next time: the control plane's can take half an hour")
 	})
 	defer notice.Stop()
 	var p programs
@@ -143,7 +142,6 @@ func build(ctx context.Context) (programs, error) {
 			*dir = built
 		}
 	}
-	notice.Stop()
 	var err error
 	p.own, err = tools.Own(ctx)
 	return p, err

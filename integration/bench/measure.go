@@ -1,12 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
@@ -15,47 +16,95 @@ import (
 	"github.com/lhstorage/lhstorage/integration/testnode"
 )
 
+// patience is after how much time a case's further rounds are left out: whereabouts
+// needs most of a minute for a round of 200.
+const patience = 20 * time.Second
+
 // bench is what the cases run on: a node of its own for each, those in the
 // cluster one for all, and pods that they share, one case at a time.
 type bench struct {
-	cluster *cluster
-	nodes   []*testnode.Node
-	pods    []ns.NetNS
-	calls   []*storm.Storm // by case, on no pods yet
+	settings
+	programs programs
+	dirs     directories
+	progress *progress
+	report   *report
+
+	cluster  *cluster // nil if no case needs it
+	nodes    []*testnode.Node
+	pods     []ns.NetNS
+	subjects []*subject
+	stages   []stage
+	versions []versionCase
+	meter    meter
 }
 
-// newBench makes the nodes and pods. A bench that comes with an error is to be
-// closed, too.
-func newBench(ctx context.Context, dirs directories, p programs, pods int) (b *bench, err error) {
-	b = &bench{}
-	if b.cluster, err = startCluster(ctx); err != nil {
-		return b, err
+// subject is a case on its node.
+type subject struct {
+	testCase
+	calls storm.Storm // on no pods yet
+}
+
+// prepare makes the nodes and pods, and starts a cluster if a case needs it. Even
+// after an error the bench is to be closed.
+func (b *bench) prepare(ctx context.Context) (err error) {
+	plan, err := b.plan()
+	if err != nil {
+		return err
 	}
-	for i, c := range cases {
-		call, err := b.newCall(c, dirs, p, i)
-		if err != nil {
-			return b, fmt.Errorf("make the node of %s: %w", c.name, err)
+	b.progress.say("making nodes and pods")
+	conditions := ""
+	if plan.needCluster() {
+		if b.cluster, err = startCluster(ctx, b.noFsync); err != nil {
+			return err
 		}
-		b.calls = append(b.calls, call)
+		conditions = b.cluster.Conditions()
 	}
-	for range pods {
-		pod, err := b.nodes[0].NewNetns()
+	if b.report, err = newReport(b.programs, conditions); err != nil {
+		return err
+	}
+	if b.subjects, err = b.newSubjects(plan.cases); err != nil {
+		return err
+	}
+	b.stages, b.versions = plan.stages, plan.versions
+	if b.meter, err = newMeter(ctx, b.dirs.meter); err != nil {
+		return err
+	}
+	return b.newPods(b.most())
+}
+
+func (b *bench) newPods(n int) error {
+	sandboxes := &testnode.Node{}
+	b.nodes = append(b.nodes, sandboxes)
+	for range n {
+		pod, err := sandboxes.NewNetns()
 		if err != nil {
-			return b, err
+			return err
 		}
 		b.pods = append(b.pods, pod)
 	}
-	return b, nil
+	return nil
 }
 
-// newCall makes a case's node, and how it is called there.
-func (b *bench) newCall(c testCase, dirs directories, p programs, number int) (*storm.Storm, error) {
+func (b *bench) newSubjects(cases []testCase) ([]*subject, error) {
+	var all []*subject
+	for i, c := range cases {
+		s, err := b.newSubject(c, i)
+		if err != nil {
+			return nil, fmt.Errorf("make the node of %s: %w", c.name, err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// newSubject makes a case's node, and how it is called there.
+func (b *bench) newSubject(c testCase, number int) (*subject, error) {
 	var node *testnode.Node
 	var err error
 	if c.network > 0 {
 		node, err = b.cluster.newNode(c)
 	} else {
-		node, err = c.newNode(dirs, number)
+		node, err = c.newNode(b.dirs, number)
 	}
 	if node != nil {
 		b.nodes = append(b.nodes, node)
@@ -64,7 +113,7 @@ func (b *bench) newCall(c testCase, dirs directories, p programs, number int) (*
 		return nil, err
 	}
 	conf, err := c.conf(filepath.Join(node.Dir, "host-local"))
-	return &storm.Storm{Node: node, Plugin: p.find(c.plugin), Path: p.path(), Conf: conf}, err
+	return &subject{c, storm.Storm{Node: node, Plugin: b.programs.find(c.plugin), Path: b.programs.path(), Conf: conf}}, err
 }
 
 func (b *bench) close() error {
@@ -75,145 +124,165 @@ func (b *bench) close() error {
 	return errors.Join(append(faults, b.cluster.stop())...)
 }
 
-func (b *bench) measure(ctx context.Context, s size, dirs directories, p programs) (*report, error) {
-	r, err := newReport(p, b.cluster.Conditions())
-	if err != nil {
-		return nil, err
-	}
-	for _, step := range []func(context.Context, size, *report) error{b.warmUp, b.oneByOne, b.allAtOnce} {
-		if err := step(ctx, s, r); err != nil {
-			return nil, err
-		}
-	}
-	if err := startUp(ctx, s, r); err != nil {
-		return nil, err
-	}
-	if err := b.memory(ctx, dirs, r); err != nil {
-		return nil, err
-	}
-	return r, b.byFill(ctx, s, p, r)
-}
-
-// warmUp makes what is made once per node: our parent, shim and addresses.
-func (b *bench) warmUp(ctx context.Context, _ size, _ *report) error {
-	for i := range cases {
-		if _, _, err := b.attachDetach(ctx, i, 1); err != nil {
+// measure goes on where a call fails: what failed is part of the report.
+func (b *bench) measure(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{b.warmUp, b.singles, b.crowds, b.startUp, b.memory, b.byFill} {
+		if err := step(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// oneByOne measures single calls. The cases take turns, each time in another
-// order.
-func (b *bench) oneByOne(ctx context.Context, s size, report *report) error {
-	adds, dels := make([]sample, len(cases)), make([]sample, len(cases))
-	for turn := range s.repeats {
-		progress("one at a time: turn %d of %d", turn+1, s.repeats)
+// warmUp makes what is made once per node: our parent, shim and addresses. Here a
+// failure ends the run: nothing would come of it.
+func (b *bench) warmUp(ctx context.Context) error {
+	for _, s := range b.subjects {
+		b.progress.say("%s: first call", s.name)
+		add, del, err := s.attachDetach(ctx, b.pods[:1])
+		if err := errors.Join(append(append(add.Failures, del.Failures...), err)...); err != nil {
+			return fmt.Errorf("%s, the first call of all: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// attachDetach attaches and detaches all pods at once, one after the other. Its
+// error is ctx's: then the reports are of no use.
+func (s *subject) attachDetach(ctx context.Context, pods []ns.NetNS) (add, del storm.Report, err error) {
+	calls := s.calls
+	calls.Pods = pods
+	add, del = calls.Attach(ctx), calls.Detach(ctx)
+	return add, del, ctx.Err()
+}
+
+func (b *bench) singles(ctx context.Context) error {
+	if !b.oneByOne() {
+		return nil
+	}
+	return b.compare(ctx, b.subjects, 1, effort{turns: b.repeats, block: 10})
+}
+
+// crowds measures many calls at the same time.
+func (b *bench) crowds(ctx context.Context) error {
+	for _, n := range b.atOnce() {
+		subjects := slices.DeleteFunc(slices.Clone(b.subjects), func(s *subject) bool { return !s.inCrowds() })
+		if err := b.compare(ctx, subjects, n, effort{turns: b.rounds, patience: patience}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// effort is how often calls are repeated.
+type effort struct {
+	turns    int
+	patience time.Duration // after so much time a case takes no further turn; 0: it takes all
+	block    int           // turns of cases without a recorder before those with one take theirs; 0: all
+}
+
+// tally is what one subject's calls have cost.
+type tally struct {
+	*subject
+	add, del sample
+	spent    time.Duration
+	done     bool
+	left     leftover
+}
+
+// compare measures all subjects with n calls at once. They take turns, each time
+// in another order, and no turn waits for what an earlier one has left to do.
+func (b *bench) compare(ctx context.Context, subjects []*subject, n int, e effort) error {
+	tallies := make([]*tally, len(subjects))
+	for i, s := range subjects {
+		tallies[i] = &tally{subject: s}
+	}
+	defer func() {
+		for _, t := range tallies {
+			b.report.enter(t, n)
+		}
+	}()
+	block := cmp.Or(e.block, e.turns)
+	for first := 0; first < e.turns; first += block {
 		for _, agent := range []bool{false, true} { // the recorder runs beside no others
+			group := slices.DeleteFunc(byRecorder(tallies, agent), func(t *tally) bool { return t.done })
+			if len(group) == 0 {
+				continue
+			}
 			if err := b.cluster.recording(ctx, agent, func() error {
-				for i := range cases {
-					i = (i + turn) % len(cases)
-					if cases[i].byAgent() != agent {
-						continue
-					}
-					add, del, err := b.attachDetach(ctx, i, 1)
-					if err != nil {
-						return err
-					}
-					adds[i].add(add)
-					dels[i].add(del)
-				}
-				return nil
+				return b.turns(ctx, group, n, first, min(first+block, e.turns), e)
 			}); err != nil {
 				return err
 			}
 		}
 	}
-	for i, c := range cases {
-		report.add(c.name, c.baseline, "ADD", 1, adds[i])
-		report.add(c.name, c.baseline, "DEL", 1, dels[i])
-	}
 	return nil
 }
 
-// allAtOnce measures many calls at the same time, of the cases that don't probe
-// and have a device for parent: the others differ by what is measured one by one.
-func (b *bench) allAtOnce(ctx context.Context, s size, report *report) error {
-	for _, n := range s.atOnce {
-		adds, dels := make([]sample, len(cases)), make([]sample, len(cases))
-		for round := range s.rounds {
-			for i, c := range cases {
-				if c.vxlan || c.probing {
-					continue
-				}
-				progress("%d at once: round %d of %d, %s", n, round+1, s.rounds, c.name)
-				if err := b.cluster.recording(ctx, c.byAgent(), func() error {
-					add, del, err := b.attachDetach(ctx, i, n)
-					adds[i].add(add)
-					dels[i].add(del)
-					return err
-				}); err != nil {
-					return err
-				}
+// byRecorder are those of all that need a recorder, or that need none.
+func byRecorder[T interface{ byAgent() bool }](all []T, agent bool) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(one T) bool { return one.byAgent() != agent })
+}
+
+// turns takes those from first up to end.
+func (b *bench) turns(ctx context.Context, group []*tally, n, first, end int, e effort) error {
+	for turn := first; turn < end; turn++ {
+		for i := range group {
+			t := group[(i+turn)%len(group)]
+			if t.done {
+				continue
 			}
-		}
-		for i, c := range cases {
-			if len(adds[i].walls) > 0 {
-				report.add(c.name, c.baseline, "ADD", n, adds[i])
-				report.add(c.name, c.baseline, "DEL", n, dels[i])
+			b.progress.say("%d at once, turn %d of %d: %s", n, turn+1, e.turns, t.name)
+			if err := t.take(ctx, b.pods[:n]); err != nil {
+				return err
+			}
+			if t.done = turn+1 == e.turns || e.patience > 0 && t.spent > e.patience; !t.done || t.network == 0 {
+				continue
+			}
+			var err error
+			if t.left, err = b.cluster.leftOf(ctx, t.testCase); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// attachDetach attaches and detaches n pods at once. A single failed call is an
-// error; of many at once the failures are counted.
-func (b *bench) attachDetach(ctx context.Context, i, n int) (add, del storm.Report, err error) {
-	return b.attachDetachBy(ctx, *b.calls[i], cases[i], n)
-}
-
-func (b *bench) attachDetachBy(ctx context.Context, calls storm.Storm, c testCase, n int) (add, del storm.Report, err error) {
-	calls.Pods = b.pods[:n]
-	add, del = calls.Attach(ctx), calls.Detach(ctx)
-	if failures := slices.Concat(add.Failures, del.Failures); n == 1 && len(failures) > 0 {
-		err = fmt.Errorf("%s: %w", c.name, errors.Join(failures...))
+func (t *tally) take(ctx context.Context, pods []ns.NetNS) error {
+	add, del, err := t.attachDetach(ctx, pods)
+	if err != nil {
+		return err
 	}
-	if c.byAgent() {
-		err = errors.Join(err, b.cluster.settle(ctx, c))
-	}
-	return add, del, errors.Join(err, ctx.Err())
+	t.add.add(add)
+	t.del.add(del)
+	t.spent += add.Wall + del.Wall
+	return nil
 }
 
 // startUp measures VERSION, from start to exit.
-func startUp(ctx context.Context, s size, report *report) error {
-	samples := make([]sample, len(versionCases))
-	for turn := range s.repeats {
-		progress("VERSION: turn %d of %d", turn+1, s.repeats)
-		for i, v := range versionCases {
-			outcome, err := cniexec.Run(ctx, nil, cniexec.Call{
-				Plugin: report.programs.find(v.plugin), Command: "VERSION", Conf: []byte(`{"cniVersion": "1.1.0"}`),
-			})
+func (b *bench) startUp(ctx context.Context) error {
+	samples := make([]sample, len(b.versions))
+	defer func() {
+		for i, v := range b.versions {
+			b.report.add(v.name(), v.baseline(), "VERSION", 1, samples[i])
+		}
+	}()
+	for turn := range b.repeats {
+		b.progress.say("VERSION: turn %d of %d", turn+1, b.repeats)
+		for i, v := range b.versions {
+			outcome, err := v.call(ctx, b.programs, "")
 			if err != nil {
 				return err
 			}
 			samples[i].add(storm.Report{Wall: outcome.Wall, Outcomes: []cniexec.Outcome{outcome}})
 		}
 	}
-	for i, v := range versionCases {
-		baseline := ""
-		if v.baseline != "" {
-			baseline = "version:" + v.baseline
-		}
-		report.add("version:"+v.plugin, baseline, "VERSION", 1, samples[i])
-	}
 	return nil
 }
 
-// progress overwrites one line of a terminal, and says nothing to anything else.
-func progress(format string, args ...any) {
-	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		fmt.Fprintf(os.Stderr, "\r\033[K"+format, args...)
-	}
+// call asks the program, started through another one or not, for its versions.
+func (v versionCase) call(ctx context.Context, p programs, through string) (cniexec.Outcome, error) {
+	return cniexec.Run(ctx, nil, cniexec.Call{
+		Plugin: p.find(v.plugin), Through: through, Command: "VERSION", Conf: []byte(`{"cniVersion": "1.1.0"}`),
+	})
 }

@@ -2,25 +2,31 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 
-	"github.com/lhstorage/lhstorage/integration/cniexec"
 	"github.com/lhstorage/lhstorage/integration/storm"
+	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
 // memoryTurns is few: peak memory hardly varies.
-const memoryTurns = 5
+const memoryTurns = 3
 
 // meter starts programs through peakrss, see there.
 type meter struct{ program, out string }
 
 func newMeter(ctx context.Context, dir string) (meter, error) {
 	m := meter{program: filepath.Join(dir, "peakrss"), out: filepath.Join(dir, "peakrss.out")}
+	root, err := tools.Root()
+	if err != nil {
+		return m, err
+	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", m.program, "./integration/bench/peakrss")
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return m, fmt.Errorf("build peakrss: %w\n%s", err, output)
@@ -38,43 +44,52 @@ func (m meter) read() (int64, error) {
 	return strconv.ParseInt(string(data), 10, 64)
 }
 
-// memory measures each case's peak memory in single calls, apart from their
-// time, and puts it into all of the case's results.
-func (b *bench) memory(ctx context.Context, dirs directories, r *report) error {
-	m, err := newMeter(ctx, dirs.meter)
-	if err != nil {
+// memory measures peak memory in single calls, apart from their time, and puts it
+// into all of a case's results.
+func (b *bench) memory(ctx context.Context) error {
+	if err := b.weigh(ctx, b.subjects); err != nil {
 		return err
 	}
-	for i, c := range cases {
-		calls := *b.calls[i]
-		calls.Pods, calls.Through = b.pods[:1], m.program
-		verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
-		measure := func() error {
-			return m.measure(r, c.name, []string{"ADD", "DEL"}, func(verb string) error {
-				for _, err := range verbs[verb](ctx).Failures {
-					return err
-				}
-				if verb == "DEL" && c.byAgent() {
-					return b.cluster.settle(ctx, c)
-				}
-				return nil
-			})
-		}
-		if err := b.cluster.recording(ctx, c.byAgent(), measure); err != nil {
-			return err
-		}
-	}
-	for _, v := range versionCases {
-		if err := m.measure(r, "version:"+v.plugin, []string{"VERSION"}, func(verb string) error {
-			_, err := cniexec.Run(ctx, nil, cniexec.Call{
-				Plugin: r.programs.find(v.plugin), Through: m.program, Command: verb, Conf: []byte(`{"cniVersion": "1.1.0"}`),
-			})
+	for _, v := range b.versions {
+		if err := b.meter.measure(b.report, v.name(), []string{"VERSION"}, func(string) error {
+			_, err := v.call(ctx, b.programs, b.meter.program)
 			return err
 		}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// weigh measures the memory of ADD and DEL.
+func (b *bench) weigh(ctx context.Context, subjects []*subject) error {
+	for _, agent := range []bool{false, true} {
+		group := byRecorder(subjects, agent)
+		if len(group) == 0 {
+			continue
+		}
+		if err := b.cluster.recording(ctx, agent, func() error {
+			for _, s := range group {
+				if err := b.weighOne(ctx, s); err != nil {
+					return fmt.Errorf("measure the memory of %s: %w", s.name, err)
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) weighOne(ctx context.Context, s *subject) error {
+	b.progress.say("peak memory: %s", s.name)
+	calls := s.calls
+	calls.Pods, calls.Through = b.pods[:1], b.meter.program
+	verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
+	return b.meter.measure(b.report, s.name, []string{"ADD", "DEL"}, func(verb string) error {
+		return errors.Join(verbs[verb](ctx).Failures...)
+	})
 }
 
 // measure calls each verb in turn, some times over, and gives the report the medians.

@@ -17,8 +17,11 @@ import (
 	"github.com/lhstorage/lhstorage/integration/testnode"
 )
 
-// IfName is the name that a pod's interface gets.
-const IfName = "lhnet1"
+// IfName is the name that a pod's interface gets, Namespace the pods' own.
+const (
+	IfName    = "lhnet1"
+	Namespace = "storm"
+)
 
 // Storm is a number of pods of one node and the plugin that serves them.
 type Storm struct {
@@ -146,7 +149,7 @@ func (s *Storm) call(ctx context.Context, command string, pod int) (cniexec.Outc
 	return cniexec.Run(ctx, s.Node.Host, cniexec.Call{
 		Plugin: s.Plugin, Through: s.Through, Command: command, Path: s.Path, Conf: s.Conf, Env: s.Node.Env(),
 		ContainerID: fmt.Sprintf("storm-%03d", pod), IfName: IfName, Netns: s.Pods[pod].Path(),
-		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=storm;K8S_POD_NAME=pod-%03d;K8S_POD_UID=uid-%03d", pod, pod),
+		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=pod-%03d;K8S_POD_UID=uid-%03d", Namespace, pod, pod),
 	})
 }
 
