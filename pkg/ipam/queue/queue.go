@@ -36,6 +36,11 @@ const Most = 10000
 
 const suffix = ".json"
 
+const (
+	patience = 5 * time.Second // with another process's replay: it has the time of its call, and in a crowd may need it
+	lockPoll = 10 * time.Millisecond
+)
+
 // Release is an attachment whose addresses are to be given up.
 type Release struct {
 	Version    int        `json:"version"`
@@ -183,14 +188,14 @@ func (q *Queue) read(path string) (Release, error) {
 	return r, nil
 }
 
-// Replay carries releases out, in no order, and drops those that succeed. The first that
-// fails ends it: the API server is still away. One process does it at a time: where another does already
-// there is nothing to do. done counts those carried out.
+// Replay carries releases out, in no order, and drops those that succeed. An error with code 11 ends it: the API
+// server is still away. With another one it goes on, so that a release that is refused for good doesn't hold the rest up. One process
+// does it at a time: where another does already there is nothing to do. done counts those carried out.
 func (q *Queue) Replay(ctx context.Context, release func(context.Context, Release) error) (done int, err error) {
 	if n, err := q.Len(); err != nil || n == 0 {
 		return 0, err
 	}
-	lock := flock.New(filepath.Join(q.dir, "lock"))
+	lock := q.lock()
 	got, err := lock.TryLock()
 	if err != nil {
 		return 0, ioError("lock the queue of releases", err)
@@ -200,28 +205,57 @@ func (q *Queue) Replay(ctx context.Context, release func(context.Context, Releas
 	}
 	defer func() { _ = lock.Close() }()
 	list, unread := q.List()
+	faults := []error{unread}
 	for _, r := range list {
-		if err := release(ctx, r); err != nil {
-			return done, errors.Join(unread, err)
+		carried, err := q.carryOut(ctx, r, release)
+		if carried {
+			done++
 		}
-		if err := fault.At("queue.released"); err != nil {
-			return done, err
+		faults = append(faults, err)
+		if cnierr.CodeOf(err) == cnierr.TryAgain || ctx.Err() != nil {
+			break
 		}
-		if err := q.drop(r); err != nil {
-			return done, errors.Join(unread, err)
-		}
-		done++
 	}
-	return done, unread
+	return done, errors.Join(faults...)
 }
 
-// Forget drops the release of an attachment that is being made anew.
+// carryOut carries one release out, unless it has been dropped since it was listed.
+func (q *Queue) carryOut(ctx context.Context, r Release, release func(context.Context, Release) error) (carried bool, err error) {
+	if _, err := os.Stat(q.path(r.Owner)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err := release(ctx, r); err != nil {
+		return false, err
+	}
+	if err := fault.At("queue.released"); err != nil {
+		return false, err
+	}
+	err = q.drop(r)
+	return err == nil, err
+}
+
+// Forget drops the release of an attachment that is being made anew. Where one waits that another process may just be carrying out it
+// waits for that process: what is claimed afterwards must not be given up. The error has code 11 if that takes longer than patience.
 func (q *Queue) Forget(o ipam.Owner) error {
-	if err := os.Remove(q.path(o)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := q.path(o)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil // it is dropped only after it was carried out
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	lock := q.lock()
+	if got, err := lock.TryLockContext(ctx, lockPoll); !got {
+		return cnierr.New(cnierr.TryAgain, "an earlier release of %s is being carried out by another process, by the queue in %s: %w", o, q.dir, err)
+	}
+	defer func() { _ = lock.Close() }()
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return ioError("remove a queued release", err)
 	}
 	return nil
 }
+
+// lock is held by the process that carries releases out.
+func (q *Queue) lock() *flock.Flock { return flock.New(filepath.Join(q.dir, "lock")) }
 
 // drop removes a release, unless another DEL has put it anew. A release that comes back after a power
 // loss is carried out once more, which changes nothing.

@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gofrs/flock"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
 )
 
@@ -33,10 +35,11 @@ func TestReplay(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 2, n)
 
-	away := errors.New("away")
-	done, err = q.Replay(t.Context(), func(context.Context, Release) error { return away })
+	away, tried := cnierr.New(cnierr.TryAgain, "away"), 0
+	done, err = q.Replay(t.Context(), func(context.Context, Release) error { tried++; return away })
 	require.ErrorIs(t, err, away)
 	assert.Zero(t, done)
+	assert.Equal(t, 1, tried, "the others would fail as well")
 
 	seen := map[string]Release{}
 	done, err = q.Replay(t.Context(), func(_ context.Context, r Release) error {
@@ -72,6 +75,66 @@ func TestForeignFiles(t *testing.T) {
 	assert.Equal(t, 1, done)
 	require.ErrorContains(t, err, filepath.Join(dir, "torn.json"))
 	require.ErrorContains(t, err, "newer.json has version 9, and this program knows 1")
+}
+
+// A release that is refused for good doesn't keep the others.
+func TestRefused(t *testing.T) {
+	q := Open(t.TempDir())
+	for _, c := range []string{"c1", "c2", "c3"} {
+		require.NoError(t, q.Put(Release{Owner: owner(c)}))
+	}
+	refused := errors.New("refused")
+	done, err := q.Replay(t.Context(), func(_ context.Context, r Release) error {
+		if r.Owner.ContainerID == "c2" {
+			return refused
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, refused)
+	assert.Equal(t, 2, done)
+	list, err := q.List()
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	assert.Equal(t, "c2", list[0].Owner.ContainerID)
+}
+
+// Who makes an attachment anew waits until its earlier release is carried out: what it claims then must stay. One that was dropped in
+// time isn't carried out.
+func TestForgetDuringReplay(t *testing.T) {
+	q := Open(t.TempDir())
+	require.NoError(t, q.Put(Release{Owner: owner("c1")}))
+	began, forgotten := make(chan struct{}), make(chan error, 1)
+	go func() {
+		<-began
+		forgotten <- q.Forget(owner("c1"))
+	}()
+	done, err := q.Replay(t.Context(), func(context.Context, Release) error {
+		close(began)
+		select {
+		case <-forgotten:
+			return errors.New("it didn't wait")
+		case <-time.After(200 * time.Millisecond):
+			return nil
+		}
+	})
+	require.NoError(t, err)
+	assert.Equal(t, 1, done)
+	require.NoError(t, <-forgotten)
+
+	for _, c := range []string{"c1", "c2"} {
+		require.NoError(t, q.Put(Release{Owner: owner(c)}))
+	}
+	var released []string
+	done, err = q.Replay(t.Context(), func(_ context.Context, r Release) error {
+		released = append(released, r.Owner.ContainerID)
+		for _, c := range []string{"c1", "c2"} { // another process, before the lock was taken
+			_ = os.Remove(q.path(owner(c)))
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	assert.Len(t, released, 1)
+	assert.Equal(t, 1, done)
 }
 
 // One process replays; another that comes at the same time has nothing to do.
