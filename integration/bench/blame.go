@@ -23,6 +23,13 @@ func (c testCase) answersFor(failure error) bool {
 	return !errors.As(failure, &said) || !strings.HasPrefix(said.Msg, "IPAM plugin whereabouts, ")
 }
 
+// fault adds a failed call of a case to the verdict.
+func (r *report) fault(c testCase, failure error) {
+	if c.answersFor(failure) {
+		r.failures = append(r.failures, failure)
+	}
+}
+
 // blame adds to the verdict what failed in a case.
 func (r *report) blame(t *tally, n int) {
 	for _, of := range []struct {

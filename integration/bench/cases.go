@@ -36,6 +36,7 @@ type testCase struct {
 	sticky   bool   // a pod's place goes by its name
 	bits     int    // length of the case's pool in the cluster; 0: 20
 	baseline string // the case that it is held against; empty: none
+	thorough bool   // not in a quick run, unless it is asked for
 }
 
 // Cases named without a suffix have a device for parent, and no probing, which
@@ -44,22 +45,22 @@ type testCase struct {
 var cases = []testCase{
 	{name: "macvlan+host-local", plugin: "macvlan", main: "macvlan", ipam: "host-local"},
 	{name: "lhstorage+host-local", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", baseline: "macvlan+host-local"},
-	{name: "lhstorage+embedded", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "macvlan+host-local"},
-	{name: "lhstorage+host-local/probing", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", probing: true, baseline: "macvlan+host-local"},
-	{name: "lhstorage+embedded/probing", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", probing: true, baseline: "macvlan+host-local"},
-	{name: "macvlan+host-local/vxlan", plugin: "macvlan", main: "macvlan", ipam: "host-local", vxlan: true},
-	{name: "lhstorage+host-local/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", vxlan: true, baseline: "macvlan+host-local/vxlan"},
-	{name: "lhstorage+embedded/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", vxlan: true, baseline: "macvlan+host-local/vxlan"},
+	{name: "lhstorage+embedded", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "macvlan+host-local", thorough: true},
+	{name: "lhstorage+host-local/probing", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", probing: true, baseline: "macvlan+host-local", thorough: true},
+	{name: "lhstorage+embedded/probing", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", probing: true, baseline: "macvlan+host-local", thorough: true},
+	{name: "macvlan+host-local/vxlan", plugin: "macvlan", main: "macvlan", ipam: "host-local", vxlan: true, thorough: true},
+	{name: "lhstorage+host-local/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "host-local", vxlan: true, baseline: "macvlan+host-local/vxlan", thorough: true},
+	{name: "lhstorage+embedded/vxlan", plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", vxlan: true, baseline: "macvlan+host-local/vxlan", thorough: true},
 	{name: "ipam:host-local", plugin: "host-local", main: "macvlan", ipam: "host-local"},
-	{name: "ipam:embedded", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "ipam:host-local"},
+	{name: "ipam:embedded", plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", baseline: "ipam:host-local", thorough: true},
 
 	{name: "macvlan+whereabouts", network: 1, plugin: "macvlan", main: "macvlan", ipam: "whereabouts"},
 	{name: "lhstorage+whereabouts", network: 2, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", baseline: "macvlan+whereabouts"},
 	{name: "lhstorage+sync", network: 3, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "macvlan+whereabouts"},
 	{name: "lhstorage+agent", network: 4, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "macvlan+whereabouts"},
-	{name: "lhstorage+whereabouts/probing", network: 5, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", probing: true, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+whereabouts/probing", network: 5, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", probing: true, baseline: "macvlan+whereabouts", thorough: true},
 	{name: "lhstorage+sync/probing", network: 6, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, probing: true, baseline: "macvlan+whereabouts"},
-	{name: "lhstorage+agent/probing", network: 7, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, probing: true, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+agent/probing", network: 7, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, probing: true, baseline: "macvlan+whereabouts", thorough: true},
 	{name: "ipam:whereabouts", network: 8, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
 	{name: "ipam:sync", network: 9, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
 	{name: "ipam:agent", network: 10, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},

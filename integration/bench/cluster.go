@@ -32,6 +32,8 @@ const (
 
 	poll     = 10 * time.Millisecond
 	pollWait = time.Minute // for what takes a moment
+
+	quietTime = 500 * time.Millisecond // more than two rounds of a recorder
 )
 
 // cluster is a control plane with one node, on which all cases that keep their
@@ -185,7 +187,7 @@ func (r *recorderRun) stop() error {
 // quiet waits until the recorder has found nothing to do for a few of its rounds.
 func (r *recorderRun) quiet(ctx context.Context) error {
 	return until(ctx, "the recorder has caught up", func() (bool, error) {
-		return time.Since(time.Unix(0, r.last.Load())) > time.Second, nil
+		return time.Since(time.Unix(0, r.last.Load())) > quietTime, nil
 	})
 }
 

@@ -16,9 +16,15 @@ import (
 	"github.com/lhstorage/lhstorage/integration/testnode"
 )
 
-// patience is after how much time a case's further rounds are left out: whereabouts
-// needs most of a minute for a round of 200.
-const patience = 20 * time.Second
+const (
+	// patience is after how much time a case's further rounds are left out: whereabouts
+	// needs most of a minute for a round of 200.
+	patience = 12 * time.Second
+
+	// block is how many turns of single calls the cases without a recorder take before
+	// those with one take theirs.
+	block = 20
+)
 
 // bench is what the cases run on: a node of its own for each, those in the
 // cluster one for all, and pods that they share, one case at a time.
@@ -160,13 +166,13 @@ func (b *bench) singles(ctx context.Context) error {
 	if !b.oneByOne() {
 		return nil
 	}
-	return b.compare(ctx, b.subjects, 1, effort{turns: b.repeats, block: 10})
+	return b.compare(ctx, b.subjects, 1, effort{turns: b.repeats, block: block})
 }
 
 // crowds measures many calls at the same time.
 func (b *bench) crowds(ctx context.Context) error {
+	subjects := slices.DeleteFunc(slices.Clone(b.subjects), func(s *subject) bool { return !b.inCrowds(s.testCase) })
 	for _, n := range b.atOnce() {
-		subjects := slices.DeleteFunc(slices.Clone(b.subjects), func(s *subject) bool { return !s.inCrowds() })
 		if err := b.compare(ctx, subjects, n, effort{turns: b.rounds, patience: patience}); err != nil {
 			return err
 		}
@@ -202,15 +208,15 @@ func (b *bench) compare(ctx context.Context, subjects []*subject, n int, e effor
 			b.report.enter(t, n)
 		}
 	}()
-	block := cmp.Or(e.block, e.turns)
-	for first := 0; first < e.turns; first += block {
+	step := cmp.Or(e.block, e.turns)
+	for first := 0; first < e.turns; first += step {
 		for _, agent := range []bool{false, true} { // the recorder runs beside no others
 			group := slices.DeleteFunc(byRecorder(tallies, agent), func(t *tally) bool { return t.done })
 			if len(group) == 0 {
 				continue
 			}
 			if err := b.cluster.recording(ctx, agent, func() error {
-				return b.turns(ctx, group, n, first, min(first+block, e.turns), e)
+				return b.turns(ctx, group, n, first, min(first+step, e.turns), e)
 			}); err != nil {
 				return err
 			}

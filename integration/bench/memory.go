@@ -13,9 +13,6 @@ import (
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
-// memoryTurns is few: peak memory hardly varies.
-const memoryTurns = 3
-
 // meter starts programs through peakrss, see there.
 type meter struct{ program, out string }
 
@@ -51,7 +48,7 @@ func (b *bench) memory(ctx context.Context) error {
 		return err
 	}
 	for _, v := range b.versions {
-		if err := b.meter.measure(b.report, v.name(), []string{"VERSION"}, func(string) error {
+		if err := b.peaks(v.name(), []string{"VERSION"}, func(string) error {
 			_, err := v.call(ctx, b.programs, b.meter.program)
 			return err
 		}); err != nil {
@@ -71,10 +68,10 @@ func (b *bench) weigh(ctx context.Context, subjects []*subject) error {
 		if err := b.cluster.recording(ctx, agent, func() error {
 			for _, s := range group {
 				if err := b.weighOne(ctx, s); err != nil {
-					return fmt.Errorf("measure the memory of %s: %w", s.name, err)
+					b.report.fault(s.testCase, fmt.Errorf("%s, while its memory was measured: %w", s.name, err))
 				}
 			}
-			return nil
+			return ctx.Err()
 		}); err != nil {
 			return err
 		}
@@ -87,20 +84,20 @@ func (b *bench) weighOne(ctx context.Context, s *subject) error {
 	calls := s.calls
 	calls.Pods, calls.Through = b.pods[:1], b.meter.program
 	verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
-	return b.meter.measure(b.report, s.name, []string{"ADD", "DEL"}, func(verb string) error {
+	return b.peaks(s.name, []string{"ADD", "DEL"}, func(verb string) error {
 		return errors.Join(verbs[verb](ctx).Failures...)
 	})
 }
 
-// measure calls each verb in turn, some times over, and gives the report the medians.
-func (m meter) measure(r *report, name string, verbs []string, call func(verb string) error) error {
+// peaks calls each verb in turn, some times over, and gives the report the medians.
+func (b *bench) peaks(name string, verbs []string, call func(verb string) error) error {
 	peaks := map[string][]int64{}
-	for range memoryTurns {
+	for range b.weighed {
 		for _, verb := range verbs {
 			if err := call(verb); err != nil {
 				return err
 			}
-			peak, err := m.read()
+			peak, err := b.meter.read()
 			if err != nil {
 				return err
 			}
@@ -108,7 +105,7 @@ func (m meter) measure(r *report, name string, verbs []string, call func(verb st
 		}
 	}
 	for _, verb := range verbs {
-		r.setRSS(name, verb, percentile(peaks[verb], 50))
+		b.report.setRSS(name, verb, percentile(peaks[verb], 50))
 	}
 	return nil
 }

@@ -19,11 +19,13 @@ type size struct {
 	rounds  int   // of each number at once
 	n       []int // calls at once, ascending; 1: one by one
 	fill    bool  // whether calls on pools of several sizes and fills are measured
+	weighed int   // calls whose peak memory is measured: it hardly varies
+	brief   bool  // only what a quick run has time for
 }
 
 var (
-	full  = size{repeats: 60, rounds: 3, n: []int{1, 10, 50, 100, 200}, fill: true}
-	quick = size{repeats: 20, rounds: 1, n: []int{1, 10, 50}}
+	full  = size{repeats: 60, rounds: 3, n: []int{1, 10, 50, 100, 200}, fill: true, weighed: 3}
+	quick = size{repeats: 20, rounds: 1, n: []int{1, 10, 50}, weighed: 1, brief: true}
 )
 
 // atOnce are the numbers of calls at once above one.
@@ -62,6 +64,9 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 		s.noFsync = true
 	default:
 		faults = append(faults, fmt.Errorf("BENCH_FSYNC=%s: it is on or off", value))
+	}
+	if getenv("BENCH_CASES") != "" {
+		s.brief = false // who asks for a case has the time
 	}
 	if list := getenv("BENCH_N"); list != "" {
 		if s.n, err = numbers(list); err != nil {
@@ -119,7 +124,14 @@ func (s settings) plan() (plan, error) {
 
 // casesOf are those of all that are to be measured.
 func (s settings) casesOf(all []testCase) []testCase {
-	return slices.DeleteFunc(slices.Clone(all), func(c testCase) bool { return !s.cases.MatchString(c.name) })
+	return slices.DeleteFunc(slices.Clone(all), func(c testCase) bool { return !s.cases.MatchString(c.name) || s.brief && c.thorough })
+}
+
+// inCrowds says whether the case is measured with many calls at once, too. In a
+// quick run our plugin isn't measured waiting for whereabouts: that takes as long as
+// the stock plugin's waiting, which is measured.
+func (s settings) inCrowds(c testCase) bool {
+	return c.inCrowds() && (!s.brief || c.name != "lhstorage+whereabouts")
 }
 
 // needCluster says whether anything keeps its addresses in Kubernetes.

@@ -24,7 +24,18 @@ func TestPlan(t *testing.T) {
 		cluster  bool
 	}{
 		{name: "full", n: []int{1, 10, 50, 100, 200}, stages: len(stages), versions: len(versionCases), cluster: true},
-		{name: "quick", env: map[string]string{"BENCH_QUICK": "1"}, n: []int{1, 10, 50}, versions: len(versionCases), cluster: true},
+		{
+			name: "quick", env: map[string]string{"BENCH_QUICK": "1"},
+			cases: []string{
+				"macvlan+host-local", "lhstorage+host-local", "ipam:host-local", "macvlan+whereabouts", "lhstorage+whereabouts", "lhstorage+sync", "lhstorage+agent",
+				"lhstorage+sync/probing", "ipam:whereabouts", "ipam:sync", "ipam:agent",
+			},
+			n: []int{1, 10, 50}, versions: len(versionCases), cluster: true,
+		},
+		{
+			name: "quick, but asked for", env: map[string]string{"BENCH_QUICK": "1", "BENCH_CASES": "^lhstorage.agent/"},
+			cases: []string{"lhstorage+agent/probing"}, n: []int{1, 10, 50}, cluster: true,
+		},
 		{
 			name: "one comparison", env: map[string]string{"BENCH_CASES": "^ipam:(whereabouts|sync)$", "BENCH_N": "200"},
 			cases: []string{"ipam:whereabouts", "ipam:sync"}, n: []int{200}, cluster: true,
