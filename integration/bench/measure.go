@@ -267,6 +267,9 @@ func (t *tally) take(ctx context.Context, pods []ns.NetNS) error {
 
 // startUp measures VERSION, from start to exit.
 func (b *bench) startUp(ctx context.Context) error {
+	if len(b.versions) == 0 {
+		return nil
+	}
 	samples := make([]sample, len(b.versions))
 	defer func() {
 		for i, v := range b.versions {

@@ -84,9 +84,17 @@ func (b *bench) weighOne(ctx context.Context, s *subject) error {
 	calls := s.calls
 	calls.Pods, calls.Through = b.pods[:1], b.meter.program
 	verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
-	return b.peaks(s.name, []string{"ADD", "DEL"}, func(verb string) error {
+	if err := b.peaks(s.name, []string{"ADD", "DEL"}, func(verb string) error {
 		return errors.Join(verbs[verb](ctx).Failures...)
-	})
+	}); err != nil || s.network == 0 {
+		return err
+	}
+	// What comes next may need the addresses, and then no recorder runs.
+	left, err := b.cluster.leftOf(ctx, s.testCase)
+	if err == nil && len(left.held) > 0 {
+		err = fmt.Errorf("%d objects are left, the first: %s", len(left.held), left.held[0])
+	}
+	return err
 }
 
 // peaks calls each verb in turn, some times over, and gives the report the medians.
