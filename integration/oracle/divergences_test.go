@@ -34,6 +34,7 @@ func divergences(t *testing.T, b *bed) {
 		{"two ranges of one CIDR", oneCIDR},
 		{"two networks of one pod", twoNetworks},
 		{"DEL of several ranges", partialDel},
+		{"reservations of several ranges", skippedReservation},
 		{"exclude and node slices", slicesExclude},
 		{"no node slice pool", noSlices},
 		{"lease settings", leaseSettings},
@@ -177,6 +178,21 @@ func partialDel(t *testing.T, theirs, ours *side) {
 	assert.Contains(t, theirs.objects(t, theirs.space), rest[0])
 	assert.Contains(t, theirs.objects(t, theirs.space), rest[1])
 	assert.Empty(t, ours.objects(t, ours.space))
+}
+
+// Theirs takes the reservation that the pod has in one range for those of all further ones: another range of the same
+// addresses may give them once more.
+func skippedReservation(t *testing.T, theirs, ours *side) {
+	for _, s := range []*side{theirs, ours} {
+		s.makePool(t, "10.0.0.0-24", "10.0.0.0/24", entry{key: "1", id: "earlier", pod: pod1.pod, ifName: pod1.ifName})
+		s.reserve(t, "10.0.0.1", pod1.pod, pod1.ifName)
+		got := s.add(t, `"ipRanges": [{"range": "10.0.0.0/24"}, {"range": "10.7.0.0/24"}]`, pod1)
+		require.NoError(t, got.err)
+		assert.Equal(t, "10.0.0.1/24, 10.7.0.1/24", got.addresses)
+	}
+	const second = "reservation 10.7.0.1 default/pod1 net1"
+	assert.NotContains(t, theirs.objects(t, theirs.space), second)
+	assert.Contains(t, ours.objects(t, ours.space), second)
 }
 
 const sliced = `"range": "10.0.0.0/24", "node_slice_size": "/28", "exclude": ["10.0.0.16/30"]`

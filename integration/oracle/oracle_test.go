@@ -14,6 +14,7 @@ func TestBesideWhereabouts(t *testing.T) {
 		{"random sequences", random},
 		{"side by side", sideBySide},
 		{"side by side, killed", sideBySideKilled},
+		{"side by side, reconciled", sideBySideReconciled},
 		{"ADD by one, DEL by the other", handOver},
 		{"exhaustion", exhaustion},
 		{"API server away at DEL", awayAtDel},

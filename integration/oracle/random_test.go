@@ -20,8 +20,9 @@ const randomTime = 25 * time.Second
 var ranges = []string{"10.0.0.0/29", "10.0.0.0/28", "10.0.0.0/24", "10.0.0.8/29", "fd00:1::/125", "fd00:1::/120"}
 
 // random drives the same random sequences through both programs on twin pools. A pod keeps its network, for moves to one that
-// excludes its address, or to a second one, are divergences. The networks of a sequence differ in all but the first range's
-// net: where claims of another range are met one by one, ours doesn't insist on the lowest free address.
+// excludes its address, or to a second one, are divergences, and so is an earlier record in one of several ranges. The networks
+// of a sequence differ in all but the first range's net: where claims of another range are met one by one, ours doesn't
+// insist on the lowest free address.
 func random(t *testing.T, b *bed) {
 	end := time.Now().Add(randomTime)
 	runs, calls, finished := 0, 0, 0
@@ -53,6 +54,7 @@ type network struct {
 	name    string       // prefix of objects' names
 	overlap bool
 	exclude bool
+	several bool // ranges
 }
 
 func (n network) String() string { return n.section }
@@ -80,6 +82,7 @@ func drawNetwork(t *rapid.T, net netip.Prefix) network {
 		more := map[string]any{"range": rapid.SampledFrom([]string{"10.7.0.0/24", "fd00:7::/64"}).Draw(t, "second")}
 		list, _ := conf["ipRanges"].([]any)
 		conf["ipRanges"] = append(list, more)
+		n.several = true
 	}
 	if conf["ipRanges"] == nil && rapid.IntRange(0, 3).Draw(t, "with gateway") == 0 { // not for two families: a divergence
 		conf["gateway"] = at(n.net, 1).String()
@@ -184,7 +187,7 @@ func (w *walk) do(t *rapid.T, d deed) {
 		w.record(t, net, pool, entry{key: fmt.Sprint(d.Key), id: "x", pod: fmt.Sprintf("other/pod%d", d.Key), ifName: "eth0"})
 	case "earlier record":
 		who := entry{key: fmt.Sprint(d.Key), id: "earlier", pod: who.pod, ifName: who.ifName}
-		if net.exclude || strings.Contains(w.state, " "+who.pod+" "+who.ifName) || w.reserved(net, d.Key) {
+		if net.exclude || net.several || strings.Contains(w.state, " "+who.pod+" "+who.ifName) || w.reserved(net, d.Key) {
 			return
 		}
 		if w.record(t, net, pool, who) && net.overlap {
