@@ -2,28 +2,29 @@ package recorder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 )
 
-// hold takes the Lease if nobody has it, or renews it; false when another holds it or it can't be
-// had now.
-func (r *Recorder) hold(ctx context.Context) bool {
+// errOther says that another recorder holds the Lease.
+var errOther = errors.New("another recorder holds the Lease")
+
+// hold takes the Lease if nobody has it, or renews it. The error is errOther when somebody else has it; any other one
+// may pass.
+func (r *Recorder) hold(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if err := r.tryHold(ctx); err != nil {
-		if ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
-			r.Log.Warn("the recorder's Lease can't be had", "error", err)
-		}
-		return false
+	err := r.tryHold(ctx)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errOther) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		r.Log.Warn("the recorder's Lease can't be had", "error", err)
 	}
-	return true
+	return err
 }
 
 func (r *Recorder) tryHold(ctx context.Context) error {
@@ -42,7 +43,7 @@ func (r *Recorder) tryHold(ctx context.Context) error {
 	case err != nil:
 		return err
 	case lease.Spec.HolderIdentity != r.Identity && lease.Fresh(r.API.Now()):
-		return apierrors.NewConflict(schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, kube.RecorderLease, fmt.Errorf("%s holds it", lease.Spec.HolderIdentity))
+		return fmt.Errorf("%w: %s", errOther, lease.Spec.HolderIdentity)
 	case lease.Spec.HolderIdentity != r.Identity:
 		r.take(&lease, now)
 	}

@@ -54,7 +54,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 		r.Namespace = metav1.NamespaceSystem
 	}
 	for ctx.Err() == nil {
-		if !r.hold(ctx) {
+		if r.hold(ctx) != nil {
 			sleep(ctx, renewEvery/2)
 			continue
 		}
@@ -91,10 +91,10 @@ func (r *Recorder) lead(ctx context.Context) error {
 				r.Log.Error("recording doesn't work: ADDs will record for themselves", "since", m.worked)
 				continue
 			}
-			if !r.hold(ctx) {
+			if err := r.hold(ctx); errors.Is(err, errOther) { // a server that is slow or away is no reason to begin anew
 				cancel()
 				<-ended //nolint:errcheck // that it was cancelled
-				return errors.New("the Lease was lost")
+				return err
 			}
 		case <-sweep.C:
 			m.all()
