@@ -178,6 +178,20 @@ func joining(t *testing.T, b *bed, m *machine) {
 	_, _, err = m.call(t, "DEL", "l2", "changed", sliced("lhstorage-ipam"))
 	require.NoError(t, err)
 	assert.Equal(t, before, b.nodeSlices(t))
+
+	// The way out that the documentation names.
+	rename("later")
+	_, err = b.Kubectl(t.Context(), "-n", metav1.NamespaceSystem, "patch", "nodeslicepool", "sliced", "--type=json", "-p",
+		`[{"op": "test", "path": "/status/allocations/3/nodeName", "value": ""}, {"op": "replace", "path": "/status/allocations/3/nodeName", "value": "later"}]`)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		got, _, err = m.call(t, "ADD", "l3", "later", sliced("lhstorage-ipam"))
+		return err == nil
+	}, callTime, 100*time.Millisecond, "the API server's memory is a moment late")
+	assert.Equal(t, at(b.nodeSlices(t)["later"], "1"), got)
+	_, _, err = m.call(t, "DEL", "l3", "later", sliced("lhstorage-ipam"))
+	require.NoError(t, err)
+	rename(m.Name)
 }
 
 // setNetwork changes the configuration of a network in the default namespace.

@@ -34,6 +34,7 @@ func TestPlaces(t *testing.T) {
 		run  func(*testing.T, bed)
 	}{
 		{"scripted nodes, in the order 3, 2, 1", scripted},
+		{"a network of whereabouts changes its type", changedType},
 		{"two networks on one parent", twoNetworks},
 		{"deleted and registered again", registeredAgain},
 		{"renamed", renamed},

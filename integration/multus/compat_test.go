@@ -1,0 +1,68 @@
+package multus
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/lhstorage/lhstorage/integration/controlplane"
+	"github.com/lhstorage/lhstorage/integration/testnode"
+)
+
+// changedType takes a NAD of macvlan and whereabouts through a change of its ipam type and back, while pods run. whereabouts has its
+// kubeconfig from the flat file that its installer writes.
+func changedType(t *testing.T, b bed) {
+	config := func(kind string) string {
+		return `{"cniVersion": "0.3.1", "name": "old", "type": "macvlan", "master": "` + parentDevice + `", "mode": "bridge",
+  "ipam": {"type": "` + kind + `", "range": "10.100.6.0/24", "exclude": ["10.100.6.1/32"]}}`
+	}
+	change := func(kind string) {
+		patch, err := json.Marshal(map[string]any{"spec": map[string]string{"config": config(kind)}})
+		require.NoError(t, err)
+		_, err = b.Kubectl(t.Context(), "-n", namespace, "patch", "network-attachment-definitions.k8s.cni.cncf.io", "old", "--type=merge", "-p", string(patch))
+		require.NoError(t, err)
+	}
+	n := b.Nodes[0]
+	requireAddress := func(s *controlplane.Sandbox, want string) {
+		t.Helper()
+		addrs, err := testnode.Addresses(s.Netns, ifName)
+		require.NoError(t, err)
+		require.Len(t, addrs, 1)
+		require.Equal(t, want, addrs[0].String())
+	}
+	require.NoError(t, b.CreateNetwork(t.Context(), namespace, "old", config("whereabouts")))
+	first, err := b.try(t, n, "old", "old-1")
+	require.NoError(t, err)
+	requireAddress(first, "10.100.6.2")
+
+	change("lhstorage-ipam")
+	second, err := b.try(t, n, "old", "old-2")
+	require.NoError(t, err)
+	requireAddress(second, "10.100.6.3")
+	// The first pod's sandbox is made anew, as after a crash of it. What ends then is the old one.
+	again, err := n.RunPod(t.Context(), namespace, "old-1")
+	require.NoError(t, err)
+	requireAddress(again, "10.100.6.2")
+	require.NoError(t, first.Remove(t.Context()))
+	_, err = b.Kubectl(t.Context(), "get", "addressclaim", "10.100.6.2")
+	require.NoError(t, err, "the newer sandbox's")
+
+	change("whereabouts")
+	third, err := b.try(t, n, "old", "old-3")
+	require.NoError(t, err)
+	requireAddress(third, "10.100.6.4")
+	for _, s := range []*controlplane.Sandbox{second, again, third} {
+		require.NoError(t, s.Remove(t.Context()))
+	}
+	out, err := b.Kubectl(t.Context(), "get", "addressclaims", "-l", "lhstorage.io/network=old", "-o", "name")
+	require.NoError(t, err)
+	assert.Empty(t, out)
+	out, err = b.Kubectl(t.Context(), "-n", "kube-system", "get", "ippools.whereabouts.cni.cncf.io", "10.100.6.0-24", "-o", "jsonpath={.spec.allocations}")
+	require.NoError(t, err)
+	assert.Equal(t, "{}", out)
+	out, err = b.Kubectl(t.Context(), "-n", "kube-system", "get", "overlappingrangeipreservations.whereabouts.cni.cncf.io", "-o", "name")
+	require.NoError(t, err)
+	assert.NotContains(t, out, "/10.100.6.")
+}
