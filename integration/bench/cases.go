@@ -34,6 +34,7 @@ type testCase struct {
 	record   string // of lhstorage-ipam in the cluster
 	network  int    // the case's own in the cluster, from 1; 0: no cluster
 	sticky   bool   // a pod's place goes by its name
+	returns  bool   // the same pod comes back each turn, at once; else each turn has a pod of its own
 	bits     int    // length of the case's pool in the cluster; 0: 20
 	baseline string // the case that it is held against; empty: none
 	thorough bool   // not in a quick run, unless it is asked for
@@ -64,6 +65,9 @@ var cases = []testCase{
 	{name: "ipam:whereabouts", network: 8, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
 	{name: "ipam:sync", network: 9, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
 	{name: "ipam:agent", network: 10, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},
+	{name: "ipam:whereabouts/return", network: 14, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts", returns: true, thorough: true},
+	{name: "ipam:sync/return", network: 15, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, returns: true, baseline: "ipam:whereabouts/return"},
+	{name: "ipam:agent/return", network: 16, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, returns: true, baseline: "ipam:whereabouts/return"},
 }
 
 // fillCases are the IPAM plugins, measured one by one on pools of several sizes and
@@ -133,8 +137,8 @@ func (v versionCase) baseline() string {
 }
 
 // inCrowds says whether the case is measured with many calls at once, too: not if
-// it probes or has a VXLAN parent, which makes the same difference one by one.
-func (c testCase) inCrowds() bool { return !c.vxlan && !c.probing }
+// it differs from another by what makes the same difference one by one.
+func (c testCase) inCrowds() bool { return !c.vxlan && !c.probing && !c.returns }
 
 // parent is the device of the case's children.
 func (c testCase) parent() string {

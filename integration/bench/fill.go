@@ -43,10 +43,7 @@ func (b *bench) byFill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := b.compare(ctx, subjects, 1, effort{turns: b.repeats / 2, patience: fillPatience}); err != nil {
-			return err
-		}
-		if err := b.weigh(ctx, subjects); err != nil {
+		if err := b.compare(ctx, subjects, 1, effort{turns: b.repeats / 2, patience: fillPatience, weigh: true}); err != nil {
 			return err
 		}
 	}

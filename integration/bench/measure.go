@@ -48,6 +48,19 @@ type bench struct {
 type subject struct {
 	testCase
 	calls storm.Storm // on no pods yet
+	turns int         // taken so far
+}
+
+// next are the calls of the subject's next turn: in a sandbox of its own, as
+// each time that a pod is started.
+func (s *subject) next(pods []ns.NetNS) storm.Storm {
+	s.turns++
+	calls := s.calls
+	calls.Pods, calls.ContainerSuffix = pods, fmt.Sprintf("-%d", s.turns)
+	if !s.returns {
+		calls.PodSuffix = calls.ContainerSuffix
+	}
+	return calls
 }
 
 // prepare makes the nodes and pods, and starts a cluster if a case needs it. Even
@@ -119,7 +132,8 @@ func (b *bench) newSubject(c testCase, number int) (*subject, error) {
 		return nil, err
 	}
 	conf, err := c.conf(filepath.Join(node.Dir, "host-local"))
-	return &subject{c, storm.Storm{Node: node, Plugin: b.programs.find(c.plugin), Path: b.programs.path(), Conf: conf}}, err
+	calls := storm.Storm{Node: node, Plugin: b.programs.find(c.plugin), Path: b.programs.path(), Conf: conf}
+	return &subject{testCase: c, calls: calls}, err
 }
 
 func (b *bench) close() error {
@@ -156,8 +170,7 @@ func (b *bench) warmUp(ctx context.Context) error {
 // attachDetach attaches and detaches all pods at once, one after the other. Its
 // error is ctx's: then the reports are of no use.
 func (s *subject) attachDetach(ctx context.Context, pods []ns.NetNS) (add, del storm.Report, err error) {
-	calls := s.calls
-	calls.Pods = pods
+	calls := s.next(pods)
 	add, del = calls.Attach(ctx), calls.Detach(ctx)
 	return add, del, ctx.Err()
 }
@@ -185,6 +198,7 @@ type effort struct {
 	turns    int
 	patience time.Duration // after so much time a case takes no further turn; 0: it takes all
 	block    int           // turns of cases without a recorder before those with one take theirs; 0: all
+	weigh    bool          // peak memory, too
 }
 
 // tally is what one subject's calls have cost.
@@ -216,7 +230,10 @@ func (b *bench) compare(ctx context.Context, subjects []*subject, n int, e effor
 				continue
 			}
 			if err := b.cluster.recording(ctx, agent, func() error {
-				return b.turns(ctx, group, n, first, min(first+step, e.turns), e)
+				if err := b.turns(ctx, group, n, first, min(first+step, e.turns), e); err != nil || !e.weigh {
+					return err
+				}
+				return b.weigh(ctx, each(group, func(t *tally) *subject { return t.subject }))
 			}); err != nil {
 				return err
 			}

@@ -44,8 +44,14 @@ func (m meter) read() (int64, error) {
 // memory measures peak memory in single calls, apart from their time, and puts it
 // into all of a case's results.
 func (b *bench) memory(ctx context.Context) error {
-	if err := b.weigh(ctx, b.subjects); err != nil {
-		return err
+	for _, agent := range []bool{false, true} {
+		group := byRecorder(b.subjects, agent)
+		if len(group) == 0 {
+			continue
+		}
+		if err := b.cluster.recording(ctx, agent, func() error { return b.weigh(ctx, group) }); err != nil {
+			return err
+		}
 	}
 	for _, v := range b.versions {
 		if err := b.peaks(v.name(), []string{"VERSION"}, func(string) error {
@@ -58,34 +64,27 @@ func (b *bench) memory(ctx context.Context) error {
 	return nil
 }
 
-// weigh measures the memory of ADD and DEL.
+// weigh measures the memory of ADD and DEL, with a recorder where the subjects need
+// one.
 func (b *bench) weigh(ctx context.Context, subjects []*subject) error {
-	for _, agent := range []bool{false, true} {
-		group := byRecorder(subjects, agent)
-		if len(group) == 0 {
-			continue
-		}
-		if err := b.cluster.recording(ctx, agent, func() error {
-			for _, s := range group {
-				if err := b.weighOne(ctx, s); err != nil {
-					b.report.fault(s.testCase, fmt.Errorf("%s, while its memory was measured: %w", s.name, err))
-				}
-			}
-			return ctx.Err()
-		}); err != nil {
-			return err
+	for _, s := range subjects {
+		if err := b.weighOne(ctx, s); err != nil {
+			b.report.fault(s.testCase, fmt.Errorf("%s, while its memory was measured: %w", s.name, err))
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 func (b *bench) weighOne(ctx context.Context, s *subject) error {
 	b.progress.say("peak memory: %s", s.name)
-	calls := s.calls
-	calls.Pods, calls.Through = b.pods[:1], b.meter.program
-	verbs := map[string]func(context.Context) storm.Report{"ADD": calls.Attach, "DEL": calls.Detach}
-	if err := b.peaks(s.name, []string{"ADD", "DEL"}, func(verb string) error {
-		return errors.Join(verbs[verb](ctx).Failures...)
+	var calls storm.Storm
+	if err := b.peaks(s.name, attachAndDetach, func(verb string) error {
+		if verb == "DEL" {
+			return errors.Join(calls.Detach(ctx).Failures...)
+		}
+		calls = s.next(b.pods[:1])
+		calls.Through = b.meter.program
+		return errors.Join(calls.Attach(ctx).Failures...)
 	}); err != nil || s.network == 0 {
 		return err
 	}

@@ -25,6 +25,7 @@ type report struct {
 	Results  []result          `json:"results"`
 
 	sizes    map[string]float64 // of the binaries, in MB
+	rss      map[string]float64 // of a case and verb, in MB
 	failures []error
 }
 
@@ -117,13 +118,17 @@ func (r *report) add(name, baseline, op string, n int, s sample) {
 		Case: name, N: n, Op: op, baseline: baseline,
 		P50: milli(percentile(s.latencies(), 50)), P99: milli(percentile(s.latencies(), 99)),
 		Wall: percentile(s.walls, 50).Seconds(), CPU: milli(percentile(s.cpu(), 50)),
-		Failures: len(s.failures), Duplicates: s.duplicates, turns: len(s.walls),
+		RSS: r.rss[name+" "+op], Failures: len(s.failures), Duplicates: s.duplicates, turns: len(s.walls),
 	})
 }
 
-// setRSS puts the peak memory of one call, in bytes, into the results of a case
-// and verb.
+// setRSS puts the peak memory of one call, in bytes, into all results of a case and
+// verb, those that are yet to come too.
 func (r *report) setRSS(name, op string, bytes int64) {
+	if r.rss == nil {
+		r.rss = map[string]float64{}
+	}
+	r.rss[name+" "+op] = mega(bytes)
 	for i := range r.Results {
 		if r.Results[i].Case == name && r.Results[i].Op == op {
 			r.Results[i].RSS = mega(bytes)

@@ -151,6 +151,27 @@ func TestRatioAndFile(t *testing.T) {
 	assert.Len(t, top, 3, "machine, versions and results")
 }
 
+func TestMemoryIsInAllOfACasesLines(t *testing.T) {
+	r := &report{}
+	r.enter(tallyOf(testCase{name: "ours"}, turn(10)), 1)
+	r.setRSS("ours", "ADD", 14_000_000)
+	r.setRSS("ours", "DEL", 15_000_000)
+	r.enter(tallyOf(testCase{name: "ours"}, turn(10)), 50)
+	r.enter(tallyOf(testCase{name: "theirs"}, turn(10)), 50)
+	assert.Equal(t, []float64{14, 14, 0}, each(r.Results, func(one result) float64 { return one.RSS }))
+}
+
+// A pod that returns has its old name, but never its old sandbox.
+func TestWhoIsAttachedNext(t *testing.T) {
+	stays, goes := &subject{testCase: testCase{returns: true}}, &subject{}
+	for _, want := range []string{"-1", "-2"} {
+		calls := stays.next(nil)
+		assert.Equal(t, []string{"", want}, []string{calls.PodSuffix, calls.ContainerSuffix})
+		calls = goes.next(nil)
+		assert.Equal(t, []string{want, want}, []string{calls.PodSuffix, calls.ContainerSuffix})
+	}
+}
+
 func TestScores(t *testing.T) {
 	r := &report{sizes: map[string]float64{"lhstorage-ipam": 14.5}}
 	assert.Equal(t, []score{{what: "size of lhstorage-ipam", bound: "≤ 14 MB", found: "14.50 MB"}}, r.scores(), "of what was measured alone")

@@ -116,7 +116,7 @@ func (s settings) plan() (plan, error) {
 		}
 	}
 	if len(p.cases)+len(p.stages)+len(p.versions) == 0 {
-		return p, fmt.Errorf("BENCH_CASES=%s, BENCH_N and BENCH_QUICK leave nothing to measure: the cases are %s, those with /vxlan and /probing one by one only; "+
+		return p, fmt.Errorf("BENCH_CASES=%s, BENCH_N and BENCH_QUICK leave nothing to measure: the cases are %s, those with a slash one by one only; "+
 			"without BENCH_QUICK fillings such as ipam:sync/fill=90; one by one version:lhstorage and the like", s.cases, strings.Join(names(cases), " "))
 	}
 	return p, nil

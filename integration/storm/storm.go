@@ -31,6 +31,9 @@ type Storm struct {
 	Path    string // CNI_PATH
 	Conf    []byte // of CNI 1.0.0 or later
 	Pods    []ns.NetNS
+
+	PodSuffix       string // of the pods' names: with another one they are other pods
+	ContainerSuffix string // of the container ids: with another one they are other sandboxes
 }
 
 // New makes a storm of n pods, each a fresh netns of the node.
@@ -148,8 +151,8 @@ func (s *Storm) all(report *Report, call func(pod int) (cniexec.Outcome, error))
 func (s *Storm) call(ctx context.Context, command string, pod int) (cniexec.Outcome, error) {
 	return cniexec.Run(ctx, s.Node.Host, cniexec.Call{
 		Plugin: s.Plugin, Through: s.Through, Command: command, Path: s.Path, Conf: s.Conf, Env: s.Node.Env(),
-		ContainerID: fmt.Sprintf("storm-%03d", pod), IfName: IfName, Netns: s.Pods[pod].Path(),
-		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=pod-%03d;K8S_POD_UID=uid-%03d", Namespace, pod, pod),
+		ContainerID: fmt.Sprintf("storm-%03d%s", pod, s.ContainerSuffix), IfName: IfName, Netns: s.Pods[pod].Path(),
+		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=pod-%03d%s;K8S_POD_UID=uid-%03d%s", Namespace, pod, s.PodSuffix, pod, s.PodSuffix),
 	})
 }
 
