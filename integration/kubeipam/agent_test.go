@@ -123,6 +123,7 @@ func agentMode(t *testing.T, b *bed) {
 	stop()
 	stop = func() {}
 	assert.Empty(t, b.holder(t), "the Lease is given back")
+	time.Sleep(kube.LeaseSeen) // the node may have asked just before
 	_, err = n.add(t, conf, pod1)
 	require.NoError(t, err)
 	assert.Equal(t, whole, b.objects(t))

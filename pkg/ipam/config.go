@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	defaultTimeout = 10 * time.Second
+	defaultTimeout = 20 * time.Second
 	longestTimeout = 2 * time.Minute
 	maxNetworkName = 100 // with a pool's name and an address it stays a legal name of a file and of a Kubernetes object
 )

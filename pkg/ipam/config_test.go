@@ -78,7 +78,7 @@ func TestParsePools(t *testing.T) {
 				assert.Contains(t, cfg.Warnings[i], w)
 			}
 			assert.Equal(t, Lowest, cfg.Order)
-			assert.Equal(t, 10*time.Second, cfg.Timeout)
+			assert.Equal(t, 20*time.Second, cfg.Timeout)
 			assert.Empty(t, cfg.Kubeconfig)
 		})
 	}

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
@@ -22,6 +25,13 @@ import (
 // written before a claim is made. The DEL of a sandbox finds its claims there whatever was killed in between, by name,
 // without a list that the API server might serve from an old copy; and the networks of one pod see
 // each other's addresses. It is gone after a reboot, as are the sandboxes; then the claims' labels tell.
+//
+// Beside the pages there is a symbolic link to its page for each claim,
+//
+//	<dir>/held/<claim>
+//
+// by which the processes of this node share the addresses out among them: hundreds that start at once would ask the
+// API server for the same ones else. It is a hint: where addresses are short nobody heeds it.
 type journal struct{ dir string }
 
 // page is what an attachment may hold.
@@ -69,6 +79,58 @@ func (j journal) note(owner ipam.Owner, n noted) error {
 	return j.write(p)
 }
 
+// heldDir is where this node's processes share addresses out.
+const heldDir = "held"
+
+// held lists the claims that attachments of this node have, or are about to ask for.
+func (j journal) held() map[string]bool {
+	entries, err := os.ReadDir(filepath.Join(j.dir, heldDir))
+	if err != nil {
+		return nil // not made yet
+	}
+	names := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		names[e.Name()] = true
+	}
+	return names
+}
+
+// hold says that a claim is about to be made for owner, unless another attachment of this node was quicker.
+func (j journal) hold(owner ipam.Owner, name string) (bool, error) {
+	link, page := filepath.Join(j.dir, heldDir, name), filepath.Base(j.path(owner))
+	err := os.Symlink(page, link)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
+			return false, journalError("make room for the notes of addresses", err)
+		}
+		err = os.Symlink(page, link)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		whose, err := os.Readlink(link)
+		return err == nil && whose == page, nil
+	}
+	if err != nil {
+		return false, journalError("note that an address is asked for", err)
+	}
+	return true, nil
+}
+
+// letGo takes away the notes that a sandbox's attachment holds claims.
+func (j journal) letGo(owner ipam.Owner, names ...string) error {
+	var errs []error
+	for _, name := range names {
+		link := filepath.Join(j.dir, heldDir, name)
+		page, err := os.Readlink(link)
+		if err != nil || !strings.HasSuffix(page, "."+sandboxDigest(owner)+".json") {
+			continue // somebody else's
+		}
+		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, journalError("take the note of an address away", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // forget takes a claim off its owner's page, and the page away with the last one.
 func (j journal) forget(owner ipam.Owner, name string) error {
 	p, err := j.read(j.path(owner))
@@ -76,14 +138,32 @@ func (j journal) forget(owner ipam.Owner, name string) error {
 		return err
 	}
 	p.drop(name)
+	if err := j.letGo(owner, name); err != nil {
+		return err
+	}
 	if len(p.Claims) == 0 {
 		return j.close(owner)
 	}
 	return j.write(p)
 }
 
-// close takes a page away.
+// close takes a page away, and what else an attachment has. One that was killed before it wrote its page may have the
+// note of an address.
 func (j journal) close(owner ipam.Owner) error {
+	p, err := j.sandbox(owner)
+	if err != nil {
+		return err
+	}
+	names := slices.Collect(maps.Keys(j.held()))
+	if len(p.Claims) > 0 {
+		names = names[:0]
+		for _, c := range p.Claims {
+			names = append(names, c.Name)
+		}
+	}
+	if err := j.letGo(owner, names...); err != nil {
+		return err
+	}
 	for _, path := range j.find(func(_, sandbox string) bool { return sandbox == sandboxDigest(owner) }) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return journalError("take a note of an attachment's addresses away", err)
@@ -194,4 +274,32 @@ func (p *page) drop(name string) {
 
 func journalError(what string, err error) error {
 	return &cnierr.Error{Code: cnierr.IO, Err: fmt.Errorf("%s: %w", what, err)}
+}
+
+// recorderNote is a file whose modification time says until when the Lease that was last seen is fresh enough, so that not
+// each of many calls must ask.
+const recorderNote = "recorder"
+
+func (j journal) recorderSeen() bool {
+	info, err := os.Stat(filepath.Join(j.dir, recorderNote))
+	left := time.Duration(0)
+	if err == nil {
+		left = time.Until(info.ModTime())
+	}
+	return left > 0 && left <= LeaseSeen // the clock may have been set
+}
+
+// noteRecorder notes that no one need ask for a while. Where that fails they ask.
+func (j journal) noteRecorder(while time.Duration) {
+	path := filepath.Join(j.dir, recorderNote)
+	if while <= 0 || j.dir == "" || os.MkdirAll(j.dir, 0o700) != nil {
+		return
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // a name of our own
+	if err != nil {
+		return
+	}
+	_ = file.Close()
+	until := time.Now().Add(while)
+	_ = os.Chtimes(path, until, until)
 }

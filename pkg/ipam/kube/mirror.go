@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
+	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
@@ -15,31 +17,38 @@ import (
 // nodes with `record: agent`. claims are all claims of the pool as of a version. An error leaves a state from which the next
 // call goes on; it returns whether there was something to do.
 func (s *Store) Mirror(ctx context.Context, pool string, claims []v1alpha1.AddressClaim, asOf string) (changed bool, err error) {
-	if len(claims) == 0 {
-		return false, nil
-	}
-	v, err := s.readFor(ctx, claims[0], true)
-	if err != nil {
-		return false, err
-	}
-	if version(asOf) < version(v.object.ResourceVersion) && v.object.ResourceVersion != s.written[pool] {
-		if claims, err = s.claimsOf(ctx, pool); err != nil { // somebody else writes this pool, too
-			return false, err
-		}
-	}
 	for len(claims) > 0 {
+		v, err := s.readFor(ctx, claims[0], true)
+		if err != nil {
+			return changed, err
+		}
+		if version(asOf) < v.removedAsOf() { // somebody else removes entries of this pool, too
+			if claims, asOf, err = s.claimsOf(ctx, pool); err != nil {
+				return changed, err
+			}
+		}
 		ops, rest := batch(v, claims)
 		if len(ops) == 0 {
 			return changed, nil
 		}
-		after, err := s.patchPool(ctx, pool, append(append(guarded(v), prepare(v)...), ops...))
-		if err != nil {
+		notes := map[string]string{}
+		if removes(ops) {
+			notes[givenUp] = removal(max(newest(claims), v.removedAsOf()))
+		}
+		if _, err := s.patchPool(ctx, pool, slices.Concat(guarded(v), prepare(v), ops, annotate(v, notes))); err != nil {
 			return changed, fmt.Errorf("record claims in IPPool %s/%s: %w", s.Namespace, pool, s.API.Explain(err))
 		}
-		s.written[pool], v.object.ResourceVersion, v.object.ManagedFields = after, after, nil
 		changed, claims = true, rest
 	}
 	return changed, nil
+}
+
+// newest is the newest version of some claims.
+func newest(claims []v1alpha1.AddressClaim) (v uint64) {
+	for _, c := range claims {
+		v = max(v, version(c.ResourceVersion))
+	}
+	return v
 }
 
 // batch is the operations for the first claims that need one, and the claims after these.
@@ -58,30 +67,39 @@ func batch(v *view, claims []v1alpha1.AddressClaim) (ops []kubeapi.Op, rest []v1
 	return ops, nil
 }
 
-// takenOver is what a claim's entry lacks that names an older sandbox.
+// takenOver is what a claim's entry lacks that names an older sandbox of the same pod's interface: the new one's id, or its
+// removal when that was given up before it was recorded.
 func takenOver(v *view, c v1alpha1.AddressClaim) []kubeapi.Op {
 	addr := addressOf(c)
 	entry, held := v.entry(addr)
-	if !addr.IsValid() || !live(c) || !held || entry == entryOf(c.Spec) || entry.PodRef != c.Spec.PodRef || entry.IfName != "" && entry.IfName != c.Spec.IfName {
+	if !addr.IsValid() || !held || entry.ContainerID == c.Spec.ContainerID || !ofPod(c.Spec, entry.PodRef, entry.IfName) {
 		return nil
 	}
 	path := entryPath(v, addr)
-	return []kubeapi.Op{kubeapi.Test(path+"/id", entry.ContainerID), kubeapi.Add(path, entryOf(c.Spec))}
+	test := kubeapi.Test(path+"/id", entry.ContainerID)
+	if live(c) {
+		return []kubeapi.Op{test, kubeapi.Add(path, entryOf(c.Spec))}
+	}
+	return []kubeapi.Op{test, kubeapi.Remove(path)}
 }
 
-// claimsOf lists the claims of a pool as they are.
-func (s *Store) claimsOf(ctx context.Context, pool string) ([]v1alpha1.AddressClaim, error) {
+// ofPod says whether a record is of the pod and the interface that a claim is for. Records of an older Whereabouts don't name the interface.
+func ofPod(spec v1alpha1.AddressClaimSpec, podRef, ifName string) bool {
+	return podRef == spec.PodRef && (ifName == "" || ifName == spec.IfName)
+}
+
+// claimsOf lists the claims of a pool as they are, and says as of which version.
+func (s *Store) claimsOf(ctx context.Context, pool string) (claims []v1alpha1.AddressClaim, asOf string, err error) {
 	var list v1alpha1.AddressClaimList
 	if err := s.API.List(ctx, Claims, &list, kubeapi.Labelled(v1alpha1.LabelPool, v1alpha1.LabelValue(pool))); err != nil {
-		return nil, fmt.Errorf("list the claims of pool %s: %w", pool, s.API.Explain(err))
+		return nil, "", fmt.Errorf("list the claims of pool %s: %w", pool, s.API.Explain(err))
 	}
-	var claims []v1alpha1.AddressClaim
 	for _, c := range list.Items {
 		if c.Spec.Pool == pool {
 			claims = append(claims, c)
 		}
 	}
-	return claims, nil
+	return claims, list.ResourceVersion, nil
 }
 
 // settleLive reserves a claim's address. The claim may have gone since it was listed: then the reservation goes, too.
@@ -105,6 +123,22 @@ func (s *Store) settleLive(ctx context.Context, object v1alpha1.AddressClaim) er
 	return s.removeReservation(ctx, object.Spec, noted{Reservation: uid})
 }
 
+// removePodsReservation removes the reservation of a claim's address if it is of the same pod's interface, though of
+// another sandbox: one that was taken over and given up before the recorder came to it.
+func (s *Store) removePodsReservation(ctx context.Context, spec v1alpha1.AddressClaimSpec) error {
+	var r whereabouts.OverlappingRangeIPReservation
+	err := s.API.Get(ctx, Reservations(s.Namespace), reservationName(spec), &r)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return s.explainReservation(reservationName(spec), err)
+	case !ofPod(spec, r.Spec.PodRef, r.Spec.IfName):
+		return nil
+	}
+	return s.remove(ctx, Reservations(s.Namespace), r.Name, string(r.UID))
+}
+
 // Settle does for one claim what comes after the pool: a live one is reserved, one that was given
 // up, or whose quarantine is over, loses its reservation and then goes itself.
 func (s *Store) Settle(ctx context.Context, object v1alpha1.AddressClaim) error {
@@ -115,7 +149,7 @@ func (s *Store) Settle(ctx context.Context, object v1alpha1.AddressClaim) error 
 		return s.settleLive(ctx, object)
 	}
 	if !object.Spec.Isolated {
-		if err := s.removeReservation(ctx, object.Spec, noted{}); err != nil {
+		if err := s.removePodsReservation(ctx, object.Spec); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,14 +21,16 @@ import (
 
 // How recording stays right though lists of claims come from the API server's memory:
 //
-// A patch for all tests the pool's version p that was read, and is built from a list of claims as of a version
-// L ≥ p. Suppose it brought the entry of a claim X back that is gone. X was in the list, so it
-// was given up after L, and its entry, if it had one, was removed after that: the pool's version isn't p any
-// more, and the patch fails. If X never had an entry, whoever gave it up found none, and changed the pool's annotations in
-// its stead (see touch), to the same effect. The other way round, a claim that the list shows
-// as given up stays so for ever, and the entry that p shows is older than the list: it is that claim's.
+// Each removal of an entry notes in the pool's annotation [givenUp], in the same patch, the newest version of the claims
+// that it was for (that is their mark's: they were given up as of it), and a random number. The version there never gets less. A patch for all
+// tests that the annotation is as it was read, and is built from a list of claims as of a version L that is that version or later.
+// Suppose it brought the entry of a claim X back that is gone. X was in the list as a live one, so it was given up at a version r > L. Whoever
+// gave it up removed its entry after that, or found none and wrote the annotation in its stead (see touch): in either case the annotation says r or more
+// before X's name is free. Were that so when the pool was read, L would be r or later; since it came later the test fails. The other way round, a claim that the list shows
+// as given up stays so for ever, and an entry of its container that is there while the annotation is unchanged is its own.
 //
-// A patch for one's own claim alone needs no version: it tests the one key. Who patches when is in turn.go.
+// What a real Whereabouts writes meanwhile doesn't matter: it changes no annotation, and each key is tested besides.
+// A patch that adds one's own claim's entry alone needs no more than that test of the key. Who patches when is in turn.go.
 
 // errStranger says that an address is recorded for somebody who has no claim of ours.
 var errStranger = errors.New("the address is recorded for another")
@@ -34,7 +38,7 @@ var errStranger = errors.New("the address is recorded for another")
 const (
 	mostAtOnce = 500 // claims in one patch; the API server takes 10 000 operations
 
-	touched = v1alpha1.Group + "/given-up" // annotation of an IPPool, see touch
+	givenUp = v1alpha1.Group + "/given-up" // annotation: claims were given up as of this version at the latest, and removed
 )
 
 // record mirrors a claim in Whereabouts' objects, unless a recorder does; old is who the entry may name
@@ -43,34 +47,42 @@ func (s *Store) record(ctx context.Context, object v1alpha1.AddressClaim, old ip
 	if s.agent(ctx) {
 		return nil
 	}
-	recorded, err := s.addEntry(ctx, object, old)
+	var recorded, uid string
+	err := both(func() (err error) {
+		recorded, err = s.addEntry(ctx, object, old)
+		return err
+	}, func() (err error) {
+		if !object.Spec.Isolated {
+			uid, err = s.reserve(ctx, object.Spec)
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	if err := fault.At("ipam.add.recorded"); err != nil {
 		return err
 	}
-	uid := ""
-	if !object.Spec.Isolated {
-		if uid, err = s.reserve(ctx, object.Spec); err != nil {
-			return err
-		}
-	}
 	claim := claimOf(object)
 	return s.journal.note(claim.Owner, noted{Name: object.Name, Pool: claim.Pool, Address: claim.Address, Recorded: recorded, Reservation: uid})
+}
+
+// both does two things at once that don't depend on each other: each is a call that waits for the disk of etcd.
+func both(one, other func() error) error {
+	var first error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		first = one()
+	}()
+	second := other()
+	<-ended
+	return errors.Join(first, second)
 }
 
 // addEntry sees to it that the pool has the claim's entry, and returns a version of the pool that has. old is who
 // the entry may name as yet.
 func (s *Store) addEntry(ctx context.Context, object v1alpha1.AddressClaim, old ipam.Owner) (recorded string, err error) {
-	if v := s.views[object.Spec.Pool]; v != nil && !s.crowd && s.Order != ipam.Sticky { // who goes by its name meets nobody
-		if _, held := v.entry(addressOf(object)); !held {
-			recorded, err := s.patchPool(ctx, v.object.Name, forOne(v, object))
-			if err == nil || !contended(err) {
-				return recorded, s.explainPool(object, err)
-			}
-		}
-	}
 	t := turn{Store: s, own: object, selector: inPool(object.Spec.Pool), mark: recordedMark}
 	t.state = func(v *view) (state, error) {
 		entry, held := v.entry(addressOf(object))
@@ -103,17 +115,6 @@ func poolOf(spec v1alpha1.AddressClaimSpec) *ipam.Pool {
 	return &ipam.Pool{Name: spec.Pool, Range: whole}
 }
 
-// forOne adds a claim's entry, or replaces that of an older sandbox.
-func forOne(v *view, object v1alpha1.AddressClaim) []kubeapi.Op {
-	path := entryPath(v, addressOf(object))
-	entry, held := v.entry(addressOf(object))
-	test := kubeapi.Test(path, nil)
-	if held {
-		test = kubeapi.Test(path+"/id", entry.ContainerID)
-	}
-	return append(prepare(v), test, kubeapi.Add(path, entryOf(object.Spec)))
-}
-
 // difference is what one claim's entry lacks: nothing when it is as it must be, or somebody
 // else's. An entry of another sandbox is left to who took the claim over.
 func difference(v *view, c v1alpha1.AddressClaim) []kubeapi.Op {
@@ -135,10 +136,43 @@ func difference(v *view, c v1alpha1.AddressClaim) []kubeapi.Op {
 
 func entryPath(v *view, addr netip.Addr) string { return "/spec/allocations/" + keyOf(v.base, addr) }
 
-// guarded makes a patch fail when the pool was changed meanwhile.
-func guarded(v *view) []kubeapi.Op {
-	return []kubeapi.Op{kubeapi.Test("/metadata/resourceVersion", v.object.ResourceVersion)}
+// removedAsOf is the version as of which claims were given up whose entries were removed; 0 if none was.
+func (v *view) removedAsOf() uint64 {
+	asOf, _, _ := strings.Cut(v.object.Annotations[givenUp], ".")
+	return version(asOf)
 }
+
+// removal is what a removal notes.
+func removal(asOf uint64) string { return fmt.Sprintf("%d.%08x", asOf, rand.Uint32()) }
+
+func removes(ops []kubeapi.Op) bool {
+	return slices.ContainsFunc(ops, func(op kubeapi.Op) bool { return op.Op == "remove" })
+}
+
+// guarded makes a patch fail when an entry was removed meanwhile.
+func guarded(v *view) []kubeapi.Op {
+	if v.object.Annotations == nil {
+		return []kubeapi.Op{kubeapi.Test("/metadata/annotations", nil)}
+	}
+	if now, ok := v.object.Annotations[givenUp]; ok {
+		return []kubeapi.Op{kubeapi.Test(annotationPath(givenUp), now)}
+	}
+	return []kubeapi.Op{kubeapi.Test(annotationPath(givenUp), nil)}
+}
+
+// annotate notes something in a pool's annotations, in a patch that is guarded.
+func annotate(v *view, notes map[string]string) []kubeapi.Op {
+	if v.object.Annotations == nil && len(notes) > 0 {
+		return []kubeapi.Op{kubeapi.Add("/metadata/annotations", notes)}
+	}
+	var ops []kubeapi.Op
+	for key, text := range notes {
+		ops = append(ops, kubeapi.Add(annotationPath(key), text))
+	}
+	return ops
+}
+
+func annotationPath(key string) string { return "/metadata/annotations/" + kubeapi.Escape(key) }
 
 // prepare makes a pool fit for entries. The list of managed fields names each entry once more for each program that wrote
 // one; nobody needs it, and without it a write of a big pool takes half the time.
@@ -234,7 +268,7 @@ func (s *Store) removeEntry(ctx context.Context, object v1alpha1.AddressClaim, n
 		entry, held := v.entry(addressOf(object))
 		if !held || !n.names(entry.ContainerID, object.Spec.ContainerID) || entry.IfName != "" && entry.IfName != object.Spec.IfName {
 			if !held && n.Recorded == "" && object.ResourceVersion != "" {
-				return done, s.touch(ctx, v, object.Name)
+				return done, s.touch(ctx, v, object)
 			}
 			return done, nil
 		}
@@ -262,24 +296,24 @@ func (s *Store) explainPool(object v1alpha1.AddressClaim, err error) error {
 	return fmt.Errorf("write %s of IPPool %s/%s: %w", object.Spec.Address, s.Namespace, object.Spec.Pool, s.API.Explain(err))
 }
 
-// touch changes a pool that has no entry of a claim that is being given up: see the top of this file.
-func (s *Store) touch(ctx context.Context, v *view, claim string) error {
-	op := kubeapi.Add("/metadata/annotations", map[string]string{touched: claim})
-	if v.object.Annotations != nil {
-		op = kubeapi.Add("/metadata/annotations/"+kubeapi.Escape(touched), fmt.Sprintf("%s %08x", claim, rand.Uint32()))
-	}
-	for {
-		_, err := s.patchPool(ctx, v.object.Name, append(prepare(v), op))
+// touch notes that a claim was given up of which a pool has no entry: see the top of this file.
+func (s *Store) touch(ctx context.Context, v *view, claim v1alpha1.AddressClaim) error {
+	for asOf := version(claim.ResourceVersion); v.removedAsOf() < asOf; {
+		_, err := s.patchPool(ctx, v.object.Name, slices.Concat(guarded(v), prepare(v), annotate(v, map[string]string{givenUp: removal(asOf)})))
 		if err == nil || apierrors.IsNotFound(err) {
 			return nil
 		}
-		if !apierrors.IsConflict(err) {
-			return fmt.Errorf("touch IPPool %s/%s: %w", s.Namespace, v.object.Name, s.API.Explain(err))
+		if !contended(err) {
+			return fmt.Errorf("note in IPPool %s/%s that a claim was given up: %w", s.Namespace, v.object.Name, s.API.Explain(err))
 		}
 		if err := wait(ctx, rand.N(poll)); err != nil {
 			return err
 		}
+		if v, err = s.read(ctx, v.object.Name, nil); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 func addressOf(o v1alpha1.AddressClaim) netip.Addr { return claimOf(o).Address }

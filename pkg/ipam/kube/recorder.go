@@ -14,6 +14,7 @@ import (
 const (
 	RecorderLease = "lhstorage-recorder"
 	LeaseFresh    = 30 * time.Second
+	LeaseSeen     = 2 * time.Second // a node's processes ask once in this time: hundreds may start at once
 )
 
 // Lease is a coordination.k8s.io/v1 Lease, as far as it is needed.
@@ -45,7 +46,14 @@ func (l Lease) Fresh(now time.Time) bool {
 // recorderRuns says whether a recorder mirrors claims now. Where that can't be told it doesn't:
 // then this call records for itself.
 func (s *Store) recorderRuns(ctx context.Context) bool {
+	if s.journal.recorderSeen() {
+		return true
+	}
 	var lease Lease
 	err := s.API.Get(ctx, Leases(s.Namespace), RecorderLease, &lease, kubeapi.Cached())
-	return err == nil && lease.Fresh(s.API.Now())
+	if err != nil || !lease.Fresh(s.API.Now()) {
+		return false
+	}
+	s.journal.noteRecorder(min(LeaseSeen, LeaseFresh-s.API.Now().Sub(lease.Spec.RenewTime.Time)))
+	return true
 }

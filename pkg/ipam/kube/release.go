@@ -227,16 +227,15 @@ func (s *Store) remove(ctx context.Context, r kubeapi.Resource, name, uid string
 
 // unrecord removes a claim's entry and its reservation.
 func (s *Store) unrecord(ctx context.Context, object v1alpha1.AddressClaim, n noted) error {
-	if err := s.removeEntry(ctx, object, n); err != nil {
-		return err
-	}
-	if object.Spec.Isolated {
-		return nil
-	}
-	if err := fault.At("ipam.del.entry"); err != nil {
-		return err
-	}
-	return s.removeReservation(ctx, object.Spec, n)
+	return both(func() error { return s.removeEntry(ctx, object, n) }, func() error {
+		if object.Spec.Isolated {
+			return nil
+		}
+		if err := fault.At("ipam.del.entry"); err != nil {
+			return err
+		}
+		return s.removeReservation(ctx, object.Spec, n)
+	})
 }
 
 // removeReservation removes the reservation that mirrors a claim, whoever wrote it: one without a container
@@ -261,8 +260,11 @@ func (s *Store) removeReservation(ctx context.Context, spec v1alpha1.AddressClai
 
 // giveBack undoes a claim of this call that turned out to be another's address.
 func (s *Store) giveBack(ctx context.Context, object v1alpha1.AddressClaim) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
+	if ctx.Err() != nil { // an ordinary step of an ADD, else, with all the time that the call has
+		var cancel func()
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+	}
 	claim := claimOf(object)
 	marked, err := s.markReleased(ctx, object.Name, claim.Owner)
 	if err != nil || marked == nil {

@@ -69,8 +69,8 @@ type Store struct {
 
 	agent     func(context.Context) bool // whether a recorder mirrors claims now
 	views     map[string]*view           // pools as last read, by name
-	written   map[string]string          // versions of pools that this recorder wrote last, by name
 	strangers map[string]bool            // claim names whose address somebody's reservation holds
+	held      map[string]bool            // claim names that other attachments of this node have, or ask for now
 	crowd     bool                       // others are claiming at the same time
 	looking   bool                       // a claim in vain has shown that the pool must be looked at
 	exactly   bool                       // and that the copy in the server's memory won't do
@@ -86,7 +86,7 @@ func New(o Options) *Store {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	s := &Store{Options: o, journal: journal{o.Journal}, views: map[string]*view{}, written: map[string]string{}, strangers: map[string]bool{}}
+	s := &Store{Options: o, journal: journal{o.Journal}, views: map[string]*view{}, strangers: map[string]bool{}}
 	s.agent = func(context.Context) bool { return false }
 	if o.Agent {
 		var once sync.Once
@@ -162,9 +162,13 @@ func (s *Store) Snapshot(ctx context.Context, pool ipam.Pool, owner ipam.Owner) 
 	if s.Agent {
 		go s.agent(ctx) // it is needed soon
 	}
+	s.held = s.journal.held()
 	own := map[netip.Addr]whereabouts.IPAllocation{}
 	for _, p := range pages {
 		for _, c := range p.Claims {
+			if p.Owner.SameAttachment(owner) {
+				delete(s.held, c.Name)
+			}
 			if p.Owner.IfName == owner.IfName && c.Pool == pool.Name {
 				own[c.Address] = whereabouts.IPAllocation{}
 			} else {
@@ -271,11 +275,17 @@ func (s *Store) own(ctx context.Context, pool ipam.Pool, addr netip.Addr, entry 
 // claim was made takes it back.
 func (s *Store) Create(ctx context.Context, pool ipam.Pool, claim ipam.Claim) error {
 	if s.strangers[claim.Name] {
-		return &ipam.TakenError{Name: claim.Name, Holder: &ipam.Claim{Name: claim.Name}}
+		return passed(claim.Name)
 	}
 	if v := s.views[pool.Name]; v != nil && len(v.object.Spec.Allocations) >= mostEntries {
 		return cnierr.New(cnierr.Exhausted, "IPPool %s/%s has %d entries, and more than %d make it too big for etcd: split the range into node slices (node_slice_size) or use a range for each part of the cluster",
 			s.Namespace, pool.Name, len(v.object.Spec.Allocations), mostEntries)
+	}
+	switch ours, err := s.hold(claim); {
+	case err != nil:
+		return err
+	case !ours:
+		return passed(claim.Name)
 	}
 	if err := s.note(claim.Owner, noted{Name: claim.Name, Pool: claim.Pool, Address: claim.Address}); err != nil {
 		return err
@@ -299,11 +309,28 @@ func (s *Store) Create(ctx context.Context, pool ipam.Pool, claim ipam.Claim) er
 		}
 		s.avoidReserved(ctx, pool)
 		s.strangers[claim.Name] = true
-		return errors.Join(&ipam.TakenError{Name: claim.Name, Holder: &ipam.Claim{Name: claim.Name}}, s.journal.forget(claim.Owner, claim.Name))
+		return errors.Join(passed(claim.Name), s.journal.forget(claim.Owner, claim.Name))
 	case err != nil:
 		return errors.Join(err, s.abandon(ctx, claim))
 	}
 	return nil
+}
+
+// passed says that an address is left to somebody who isn't looked up.
+func passed(name string) error {
+	return &ipam.TakenError{Name: name, Holder: &ipam.Claim{Name: name}}
+}
+
+// hold shares addresses out among the processes of this node. When the pool seems to be full what they
+// left is no reason any more: the API server decides.
+func (s *Store) hold(claim ipam.Claim) (bool, error) {
+	if s.exactly {
+		return true, nil
+	}
+	if s.held[claim.Name] {
+		return false, nil
+	}
+	return s.journal.hold(claim.Owner, claim.Name)
 }
 
 // note writes down what is about to be claimed. A release of the same attachment that is still waiting is
@@ -334,9 +361,14 @@ func (s *Store) create(ctx context.Context, object v1alpha1.AddressClaim) (v1alp
 			return made, s.taking(object.Name, nil)
 		case holder.Spec == object.Spec:
 			return *holder, nil // our own call, whose answer got lost
+		case holder.Spec.Released && claimOf(*holder).SameInterface(claimOf(object).Owner):
+			// The pod's own, which a recorder has yet to remove: it gets it back.
 		case !over(*holder, s.API.Now()): // one that is being given up will be free in a moment, and Reclaim looks at it if that is the last
 			s.crowd = s.crowd || holder.Spec.Declined == nil
 			claim := claimOf(*holder)
+			if holder.Spec.Released {
+				claim.Owner = ipam.Owner{} // nobody's
+			}
 			return made, s.taking(object.Name, &claim)
 		}
 		if err := s.finish(ctx, *holder); err != nil {
@@ -356,6 +388,9 @@ func (s *Store) taking(name string, holder *ipam.Claim) error {
 func (s *Store) holder(ctx context.Context, object v1alpha1.AddressClaim) (*v1alpha1.AddressClaim, error) {
 	var holder v1alpha1.AddressClaim
 	err := s.API.Get(ctx, Claims, object.Name, &holder, kubeapi.Cached())
+	if err == nil && claimOf(holder).SameInterface(claimOf(object).Owner) { // whether it still has it must be known exactly
+		err = s.API.Get(ctx, Claims, object.Name, &holder)
+	}
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,22 +17,18 @@ import (
 
 // Hundreds of processes want the same pool changed at once. If each tried, all but one would fail
 // at each moment, and the API server would do nothing but compute patches that come too late (measured: 100 at once
-// took longer than 10 s). So there is an order, that of the claims' versions: the oldest claim whose entry isn't right
-// yet is whose process writes, for all. The others wait, each so much longer as it stands further back, in case
-// those before it were killed. They look at the pool's metadata alone: whoever has written for all claims as
-// of a version says so in an annotation there, and that a claim of an older version has what it wants.
+// took longer than 10 s). So those of a node stand in line, see line.go, and whoever is at the head of it writes for all claims
+// of all nodes. Among the heads there is an order, that of the claims' versions: first the node with the oldest claim whose entry
+// isn't right yet. The others wait, each so much longer as there are more nodes before its own, in case those fail. They look at
+// the pool's metadata alone: whoever has written for all claims as of a version says so in an annotation there.
 
 const (
 	recordedMark = v1alpha1.Group + "/recorded" // annotation: all claims as of this version have their entries
 	removedMark  = v1alpha1.Group + "/removed"  // and all that were given up as of this one have none
 
-	busy      = 40 * time.Millisecond  // a server that takes longer for an answer has a crowd before it
-	firstWait = 100 * time.Millisecond // in a crowd, for another that writes for all: to list all claims is dear
-	slot      = 150 * time.Millisecond // what each place further back in the order waits longer: a patch of a server that has much to do
-	slowest   = 200 * time.Millisecond // a server that takes longer isn't given more time than one that takes this
-	longest   = 3 * time.Second        // nobody waits longer than this for those before it
-	mostLooks = 8                      // how often somebody waits because others are writing
-	poll      = 30 * time.Millisecond  // between two looks, and half a millisecond more for each who waits
+	slot    = 150 * time.Millisecond // what each node before one's own makes one wait longer: a patch of a server that has much to do
+	longest = 3 * time.Second        // nobody waits longer than this for those before it
+	poll    = 30 * time.Millisecond  // between two looks
 )
 
 // state is how a pool stands to a claim.
@@ -54,63 +52,82 @@ type turn struct {
 
 // take sees to it that the pool is as the claim wants it, and returns a version of it that is.
 func (t turn) take(ctx context.Context) (string, error) {
-	began, before, sure := time.Now(), 0, t.since == "" && t.mark == removedMark
-	seen := t.since
-	if v := t.views[t.own.Spec.Pool]; v != nil {
-		seen = v.object.ResourceVersion
+	if t.own.ResourceVersion == "" { // a record without a claim has no place in the order
+		after, err := t.write(ctx, true)
+		return after.Version, err
 	}
-	for looks := 0; ; {
-		if (t.crowd || t.API.Slowest() > busy) && t.own.ResourceVersion != "" {
-			after, err := t.await(ctx, "", t.paced(firstWait)/8+rand.N(t.paced(firstWait)), 0)
-			if err != nil || after.done {
-				return after.version, err
+	began := time.Now()
+	_, kind, _ := strings.Cut(t.mark, "/")
+	line, waited, err := t.journal.stand(ctx, kind+"."+digest(t.Namespace+"/"+t.own.Spec.Pool))
+	if err != nil {
+		return "", err
+	}
+	defer line.leave()
+	if left := line.read(); left.covers(t.own, began) {
+		return left.Version, nil
+	}
+	after, err := t.write(ctx, !waited && !t.crowd)
+	if err != nil {
+		return "", err
+	}
+	line.write(after)
+	return after.Version, nil
+}
+
+// write brings the pool in line with all claims; alone with one's own first, which is cheaper where nobody else
+// is at it.
+func (t turn) write(ctx context.Context, alone bool) (notice, error) {
+	began, before, sure := time.Now(), 0, t.since == "" && t.mark == removedMark
+	v := t.views[t.own.Spec.Pool]
+	if t.mark == removedMark || !alone {
+		v = nil // what was read before the claim was made is good enough for one's own entry alone
+	}
+	for {
+		var err error
+		if v == nil {
+			if v, err = t.look(ctx, sure); err != nil {
+				return notice{}, err
 			}
-			others := after.version != seen
-			seen = after.version
-			if looks++; others && looks < mostLooks { // somebody is writing, and soon for this one, too
-				continue
-			}
-		}
-		v, err := t.look(ctx, sure)
-		if err != nil {
-			return "", err
 		}
 		switch how, err := t.state(v); {
 		case err != nil:
-			return "", err
+			return notice{}, err
 		case how == done:
-			return v.object.ResourceVersion, nil
+			return notice{Version: v.object.ResourceVersion}, nil
 		case how == foreignEntry && sure:
-			return "", errStranger
+			return notice{}, errStranger
 		case how == foreignEntry: // by an old copy perhaps
-			sure = true
+			v, sure = nil, true
 			continue
 		}
-		ops, ahead, waiting, err := t.plan(ctx, v)
-		if err != nil {
-			return "", err
+		p := t.forOwn(v)
+		if !alone {
+			if p, err = t.forAll(ctx, v); err != nil {
+				return notice{}, err
+			}
 		}
-		if ahead < before { // it moves on
+		if p.ahead < before { // it moves on
 			began = time.Now()
 		}
-		before = ahead
-		if patience := min(time.Duration(ahead)*t.paced(slot), longest) - time.Since(began); patience > 0 {
-			after, err := t.await(ctx, v.object.ResourceVersion, patience, waiting)
-			if err != nil || after.done {
-				return after.version, err
+		before = p.ahead
+		if patience := min(time.Duration(p.ahead)*t.paced(slot), longest) - time.Since(began); patience > 0 {
+			after, err := t.await(ctx, v.object.ResourceVersion, patience)
+			if err != nil || after.AsOf >= version(t.own.ResourceVersion) {
+				return after, err
 			}
+			v = nil
 			continue
 		}
-		after, err := t.patchPool(ctx, v.object.Name, ops)
+		after, err := t.patchPool(ctx, v.object.Name, p.ops)
 		if err == nil {
-			return after, nil
+			return notice{Version: after, AsOf: p.asOf, Except: p.except}, nil
 		}
 		if !contended(err) {
-			return "", t.explainPool(t.own, err)
+			return notice{}, t.explainPool(t.own, err)
 		}
-		sure = false
+		v, sure, alone = nil, false, alone && t.own.ResourceVersion == ""
 		if err := wait(ctx, rand.N(poll)); err != nil {
-			return "", err
+			return notice{}, err
 		}
 	}
 }
@@ -126,47 +143,66 @@ func (t turn) look(ctx context.Context, fresh bool) (*view, error) {
 	return t.readFor(ctx, t.own, fresh)
 }
 
-// plan makes the patch that is for all, and counts who is before this process in the order, and who waits at all.
-func (t turn) plan(ctx context.Context, v *view) (ops []kubeapi.Op, ahead, waiting int, err error) {
-	mine := change(v, t.own)
+// plan is a patch of a pool, and what is known of those that it is for.
+type plan struct {
+	ops    []kubeapi.Op
+	ahead  int      // nodes that have an older claim which waits
+	asOf   uint64   // it is for all claims as of this version,
+	except []string // but not for these
+}
+
+// forOwn makes the patch that is for one's own claim alone.
+func (t turn) forOwn(v *view) plan {
+	ops := append(prepare(v), change(v, t.own)...)
+	if !removes(ops) {
+		return plan{ops: ops}
+	}
+	notes := map[string]string{givenUp: removal(max(version(t.own.ResourceVersion), v.removedAsOf()))}
+	return plan{ops: append(append(guarded(v), ops...), annotate(v, notes)...)}
+}
+
+// forAll makes the patch that is for all.
+func (t turn) forAll(ctx context.Context, v *view) (plan, error) {
 	if t.own.ResourceVersion == "" {
-		return append(prepare(v), mine...), 0, 0, nil // a record without a claim has no place in the order
+		return t.forOwn(v), nil
 	}
-	list, err := t.claims(ctx, t.own.ResourceVersion)
-	if err == nil && version(list.ResourceVersion) < version(v.object.ResourceVersion) {
-		list, err = t.claims(ctx, v.object.ResourceVersion) // waits for a moment, and is rare: see record.go
-	}
+	own := version(t.own.ResourceVersion)
+	list, err := t.claims(ctx, max(own, v.removedAsOf()))
 	if err != nil {
-		return nil, 0, 0, err
+		return plan{}, err
 	}
-	ops, complete := mine, true
+	p := plan{asOf: version(list.ResourceVersion)}
+	ops, newest, waiting, before := change(v, t.own), own, 0, map[string]bool{}
 	for _, c := range list.Items {
 		if c.Name == t.own.Name || c.Spec.Pool != t.own.Spec.Pool {
 			continue
 		}
 		more := difference(v, c)
-		complete = complete && (len(more) > 0 || settled(v, c))
-		if len(more) == 0 {
+		if waiting += min(len(more), 1); waiting >= mostAtOnce || len(more) == 0 && !settled(v, c) {
+			p.except = append(p.except, c.Name)
 			continue
 		}
-		waiting++
-		if version(c.ResourceVersion) < version(t.own.ResourceVersion) {
-			ahead++
+		if len(more) > 0 && version(c.ResourceVersion) < own && c.Spec.Node != t.own.Spec.Node {
+			before[c.Spec.Node] = true
 		}
-		if waiting < mostAtOnce {
-			ops = append(ops, more...)
-		}
+		ops, newest = append(ops, more...), max(newest, version(c.ResourceVersion))
 	}
-	ops = append(append(guarded(v), prepare(v)...), ops...)
-	if complete && waiting < mostAtOnce {
-		ops = append(ops, annotate(v, t.mark, list.ResourceVersion))
+	notes := map[string]string{}
+	if len(p.except) == 0 {
+		notes[t.mark] = list.ResourceVersion
 	}
-	return ops, ahead, waiting, nil
+	if removes(ops) {
+		notes[givenUp] = removal(max(newest, v.removedAsOf()))
+	}
+	p.ahead = len(before)
+	p.ops = slices.Concat(guarded(v), prepare(v), ops, annotate(v, notes))
+	return p, nil
 }
 
-func (t turn) claims(ctx context.Context, asOf string) (v1alpha1.AddressClaimList, error) {
+// claims lists those that are written for, as of a version or later.
+func (t turn) claims(ctx context.Context, atLeast uint64) (v1alpha1.AddressClaimList, error) {
 	var list v1alpha1.AddressClaimList
-	if err := t.API.List(ctx, Claims, &list, kubeapi.NotOlderThan(asOf), kubeapi.Selected(t.selector)); err != nil {
+	if err := t.API.List(ctx, Claims, &list, kubeapi.NotOlderThan(fmt.Sprint(atLeast)), kubeapi.Selected(t.selector)); err != nil {
 		return list, fmt.Errorf("list the claims of pool %s: %w", t.own.Spec.Pool, t.API.Explain(err))
 	}
 	return list, nil
@@ -195,22 +231,8 @@ func settled(v *view, c v1alpha1.AddressClaim) bool {
 	return !held || entry.ContainerID != c.Spec.ContainerID
 }
 
-// annotate notes a version in a pool's annotation.
-func annotate(v *view, key, value string) kubeapi.Op {
-	if v.object.Annotations == nil {
-		return kubeapi.Add("/metadata/annotations", map[string]string{key: value})
-	}
-	return kubeapi.Add("/metadata/annotations/"+kubeapi.Escape(key), value)
-}
-
-// after is what a pool's metadata tell.
-type after struct {
-	version string
-	done    bool // somebody has written for all claims as of this one's version, or later
-}
-
 // marked looks at the pool's metadata.
-func (t turn) marked(ctx context.Context) (after, error) {
+func (t turn) marked(ctx context.Context) (notice, error) {
 	var pool struct {
 		Metadata struct {
 			ResourceVersion string            `json:"resourceVersion"`
@@ -219,32 +241,27 @@ func (t turn) marked(ctx context.Context) (after, error) {
 	}
 	err := t.API.Get(ctx, Pools(t.Namespace), t.own.Spec.Pool, kubeapi.Meta(&pool), kubeapi.Cached())
 	if apierrors.IsNotFound(err) {
-		return after{}, nil
+		return notice{}, nil
 	}
 	if err != nil {
-		return after{}, t.explainPool(t.own, err)
+		return notice{}, t.explainPool(t.own, err)
 	}
-	as := version(pool.Metadata.Annotations[t.mark])
-	return after{pool.Metadata.ResourceVersion, as >= version(t.own.ResourceVersion)}, nil
+	return notice{Version: pool.Metadata.ResourceVersion, AsOf: version(pool.Metadata.Annotations[t.mark])}, nil
 }
 
-// paced makes a time as much longer as the server is slower than one that has nothing to do.
-func (t turn) paced(d time.Duration) time.Duration {
-	times := max(1, int(min(t.API.Slowest(), slowest)/busy))
-	return time.Duration(times) * d
-}
+// paced makes a time longer for a server that is slow.
+func (t turn) paced(d time.Duration) time.Duration { return max(d, 2*t.API.Slowest()) }
 
 // await waits until somebody has written the pool, later than seen or as one's own claim wants it, for as long
 // as patience.
-func (t turn) await(ctx context.Context, seen string, patience time.Duration, waiting int) (after, error) {
+func (t turn) await(ctx context.Context, seen string, patience time.Duration) (notice, error) {
 	until := time.Now().Add(patience)
 	for {
-		pace := t.paced(poll) + time.Duration(waiting)*time.Millisecond/2
-		if err := wait(ctx, min(pace/2+rand.N(pace), max(time.Until(until), time.Millisecond))); err != nil {
-			return after{}, err
+		if err := wait(ctx, min(poll/2+rand.N(poll), max(time.Until(until), time.Millisecond))); err != nil {
+			return notice{}, err
 		}
 		now, err := t.marked(ctx)
-		if err != nil || now.done || seen != "" && version(now.version) > version(seen) || time.Now().After(until) {
+		if err != nil || now.AsOf >= version(t.own.ResourceVersion) || version(now.Version) > version(seen) || time.Now().After(until) {
 			return now, err
 		}
 	}
