@@ -60,13 +60,13 @@ var cases = []testCase{
 	{name: "lhstorage+sync", network: 3, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "macvlan+whereabouts"},
 	{name: "lhstorage+agent", network: 4, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "macvlan+whereabouts"},
 	{name: "lhstorage+whereabouts/probing", network: 5, plugin: "lhstorage", main: "lhstorage", ipam: "whereabouts", probing: true, baseline: "macvlan+whereabouts", thorough: true},
-	{name: "lhstorage+sync/probing", network: 6, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, probing: true, baseline: "macvlan+whereabouts"},
+	{name: "lhstorage+sync/probing", network: 6, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, probing: true, baseline: "macvlan+whereabouts", thorough: true},
 	{name: "lhstorage+agent/probing", network: 7, plugin: "lhstorage", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, probing: true, baseline: "macvlan+whereabouts", thorough: true},
 	{name: "ipam:whereabouts", network: 8, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts"},
 	{name: "ipam:sync", network: 9, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, baseline: "ipam:whereabouts"},
 	{name: "ipam:agent", network: 10, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, baseline: "ipam:whereabouts"},
 	{name: "ipam:whereabouts/return", network: 14, plugin: "whereabouts", main: "macvlan", ipam: "whereabouts", returns: true, thorough: true},
-	{name: "ipam:sync/return", network: 15, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, returns: true, baseline: "ipam:whereabouts/return"},
+	{name: "ipam:sync/return", network: 15, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordSync, returns: true, baseline: "ipam:whereabouts/return", thorough: true},
 	{name: "ipam:agent/return", network: 16, plugin: "lhstorage-ipam", main: "lhstorage", ipam: "lhstorage-ipam", record: nodefile.RecordAgent, returns: true, baseline: "ipam:whereabouts/return"},
 }
 

@@ -28,7 +28,7 @@ func TestPlan(t *testing.T) {
 			name: "quick", env: map[string]string{"BENCH_QUICK": "1"},
 			cases: []string{
 				"macvlan+host-local", "lhstorage+host-local", "ipam:host-local", "macvlan+whereabouts", "lhstorage+whereabouts", "lhstorage+sync", "lhstorage+agent",
-				"lhstorage+sync/probing", "ipam:whereabouts", "ipam:sync", "ipam:agent", "ipam:sync/return", "ipam:agent/return",
+				"ipam:whereabouts", "ipam:sync", "ipam:agent", "ipam:agent/return",
 			},
 			n: []int{1, 10, 50}, versions: len(versionCases), cluster: true,
 		},
