@@ -85,7 +85,7 @@ func (b *bench) weighOne(ctx context.Context, s *subject) error {
 		calls = s.next(b.pods[:1])
 		calls.Through = b.meter.program
 		return errors.Join(calls.Attach(ctx).Failures...)
-	}); err != nil || s.network == 0 {
+	}); err != nil || !s.byAgent() {
 		return err
 	}
 	// What comes next may need the addresses, and then no recorder runs.
