@@ -42,6 +42,7 @@ var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "cmd/lhstora
 // what everyone calls them: their package, then their name.
 var programNames = map[string]map[string]string{
 	"kubernetes":  {"server": "etcd"},
+	"multus":      {"passthru-cni": "passthru"},
 	"whereabouts": {"cmd": "whereabouts", "controlloop": "ip-control-loop", "nodeslicecontroller": "node-slice-controller"},
 }
 
@@ -76,8 +77,8 @@ func Ours(tb TB, tags ...string) string {
 }
 
 // Module builds the tools of one of the modules beside this file ("stock": the
-// stock CNI plugins and cnitool; "kubernetes": etcd, kube-apiserver and kubectl;
-// "multus"; "whereabouts") unless they are in the cache, and returns the
+// stock CNI plugins and cnitool; "kubernetes": etcd, kubectl and what runs in and
+// on a cluster; "multus"; "whereabouts") unless they are in the cache, and returns the
 // directory that holds them. Any number of processes may ask at once: one builds.
 func Module(ctx context.Context, name string) (string, error) {
 	root, err := Root()
@@ -119,6 +120,20 @@ func Own(ctx context.Context, tags ...string) (string, error) {
 	if len(mains) == 0 {
 		return "", fmt.Errorf("build lhstorage's programs: none of %s is in %s", strings.Join(ownMains, ", "), root)
 	}
+	return buildOwn(ctx, root, tags, mains)
+}
+
+// Programs builds programs of the checkout that only tests run, each named by its
+// folder, and returns the directory that holds them, as [Own] does.
+func Programs(ctx context.Context, folders ...string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	return buildOwn(ctx, root, nil, folders)
+}
+
+func buildOwn(ctx context.Context, root string, tags, mains []string) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err
