@@ -20,15 +20,15 @@ const (
 	readyWait = 2 * time.Minute // on a machine that is busy with other things; idle it takes a few seconds
 )
 
-// services is the cluster's Service network. Nothing serves it.
-var services = netip.MustParsePrefix("10.96.0.0/16")
+// Services is the cluster's Service network. Nothing serves it.
+var Services = netip.MustParsePrefix("10.96.0.0/16")
 
 // firstService is the address of the Service kubernetes.default.
-func firstService() net.IP { return services.Addr().Next().AsSlice() }
+func firstService() net.IP { return Services.Addr().Next().AsSlice() }
 
 // Server is the API server's URL on the nodes.
 func (c *Cluster) Server() string {
-	return fmt.Sprintf("https://%s", netip.AddrPortFrom(apiAddress, apiPort))
+	return fmt.Sprintf("https://%s", netip.AddrPortFrom(APIAddress, apiPort))
 }
 
 func (c *Cluster) startEtcd(ctx context.Context) error {
@@ -51,7 +51,7 @@ func (c *Cluster) startEtcd(ctx context.Context) error {
 	c.etcd = etcd
 	c.mu.Unlock()
 	client := &http.Client{Transport: &http.Transport{DialContext: c.Dial, DisableKeepAlives: true}}
-	return until(ctx, etcd, "etcd is healthy", func(ctx context.Context) error { return getOK(ctx, client, etcdURL+"/health") })
+	return Until(ctx, etcd, "etcd is healthy", func(ctx context.Context) error { return getOK(ctx, client, etcdURL+"/health") })
 }
 
 // StartAPIServer starts kube-apiserver, again if need be, on the data that are
@@ -61,7 +61,7 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return until(ctx, api, "kube-apiserver is ready", c.ready)
+	return Until(ctx, api, "kube-apiserver is ready", c.ready)
 }
 
 // StopAPIServer lets kube-apiserver end in order. etcd and the data stay.
@@ -101,17 +101,20 @@ func (c *Cluster) launchAPIServer() (*Process, error) {
 	api, err := c.launch("kube-apiserver", []string{
 		filepath.Join(c.programs.kubernetes, "kube-apiserver"),
 		"--etcd-servers=" + etcdURL,
-		"--advertise-address=" + apiAddress.String(),
+		"--advertise-address=" + APIAddress.String(),
 		fmt.Sprintf("--secure-port=%d", apiPort),
 		"--tls-cert-file=" + c.pki.file("apiserver.crt"),
 		"--tls-private-key-file=" + c.pki.file("apiserver.key"),
 		"--client-ca-file=" + c.pki.file("ca.crt"),
+		"--kubelet-client-certificate=" + c.pki.file("kubelet-client.crt"), // for logs and exec, where there are kubelets
+		"--kubelet-client-key=" + c.pki.file("kubelet-client.key"),
+		"--kubelet-preferred-address-types=InternalIP",
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + c.pki.file("tokens.key"),
 		"--service-account-signing-key-file=" + c.pki.file("tokens.key"),
-		"--service-cluster-ip-range=" + services.String(),
+		"--service-cluster-ip-range=" + Services.String(),
 		"--allow-privileged=true",
 		"--shutdown-watch-termination-grace-period=1s", // else an orderly end waits a minute for watches
 	})
@@ -119,9 +122,27 @@ func (c *Cluster) launchAPIServer() (*Process, error) {
 	return api, err
 }
 
+// StartControl starts another program of Kubernetes beside the API server:
+// kube-controller-manager, kube-scheduler. It ends with the cluster, if not before.
+func (c *Cluster) StartControl(name string, args ...string) (*Process, error) {
+	p, err := c.launch(name, append([]string{filepath.Join(c.programs.kubernetes, name)}, args...))
+	if err != nil {
+		return nil, err
+	}
+	c.keep(p)
+	return p, nil
+}
+
+// keep lets a program end with the cluster.
+func (c *Cluster) keep(p *Process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.daemons = append(c.daemons, p)
+}
+
 // launch starts a program of the control plane.
 func (c *Cluster) launch(name string, argv []string) (*Process, error) {
-	return launch(name, filepath.Join(c.Dir, name+".log"), func() error { return enterNetns(c.netns()) }, argv, environ())
+	return Launch(name, filepath.Join(c.Dir, name+".log"), func() error { return enterNetns(c.netns()) }, argv, environ())
 }
 
 // environ is the environment of the cluster's programs: nothing of this process's.

@@ -73,7 +73,7 @@ func (c *Cluster) applyObject(ctx context.Context, object *unstructured.Unstruct
 	if object.GetKind() != crdKind {
 		return nil
 	}
-	return until(ctx, nil, "it is served", func(ctx context.Context) error {
+	return Until(ctx, nil, "it is served", func(ctx context.Context) error {
 		now, err := resource.Get(ctx, object.GetName(), metav1.GetOptions{})
 		if err != nil {
 			return err

@@ -80,6 +80,15 @@ func lockRoot(ctx context.Context) (func(), error) {
 	return func() { _ = lock.Close() }, nil
 }
 
+// Sweep removes what crashed processes left behind.
+func Sweep(ctx context.Context) error {
+	c, err := newClaim(ctx)
+	if err != nil {
+		return err
+	}
+	return c.release()
+}
+
 // sweep removes the clusters whose process is gone. Their programs are gone too:
 // they are killed with the process that started them.
 func sweep() error {
@@ -116,10 +125,10 @@ func abandoned(name string) bool {
 	return err == nil && free
 }
 
-// removeCluster removes a cluster's namespaces and then its directory.
+// removeCluster removes a cluster's namespaces and cgroups and then its directory.
 func removeCluster(name string) error {
 	names, err := namespaces(name + ".")
-	faults := []error{err}
+	faults := []error{err, removeCgroups(name + ".*")}
 	for _, n := range names {
 		faults = append(faults, removeNetns(n))
 	}

@@ -62,12 +62,25 @@ func (c *Cluster) AdminKubeconfig() string { return filepath.Join(c.Dir, "admin.
 // NodeKubeconfig is a kubeconfig with a kubelet's certificate, which the Node
 // authorizer knows. It is valid for a day.
 func (c *Cluster) NodeKubeconfig(node string) ([]byte, error) {
-	id, err := c.pki.client("system:node:"+node, "system:nodes")
+	return c.UserKubeconfig("", "system:node:"+node, "system:nodes")
+}
+
+// UserKubeconfig is a kubeconfig with a certificate for a user in groups, valid
+// for a day. server (empty: the API server) may be another URL that leads there.
+func (c *Cluster) UserKubeconfig(server, user string, groups ...string) ([]byte, error) {
+	id, err := c.pki.client(user, groups...)
 	if err != nil {
 		return nil, err
 	}
-	return c.kubeconfig(&api.AuthInfo{ClientCertificateData: id.certificate, ClientKeyData: id.key}, "")
+	return c.kubeconfigAt(server, &api.AuthInfo{ClientCertificateData: id.certificate, ClientKeyData: id.key}, "")
 }
+
+// File is the path of one of the authority's files: ca.crt, or tokens.key, which
+// signs service accounts' tokens.
+func (c *Cluster) File(name string) string { return c.pki.file(name) }
+
+// Program is the path of a program of Kubernetes: kubelet, kubectl, …
+func (c *Cluster) Program(name string) string { return filepath.Join(c.programs.kubernetes, name) }
 
 // ServiceAccountKubeconfig is a kubeconfig with a token for a service account,
 // valid for 12 hours, and the account's namespace as the current one. server

@@ -56,6 +56,10 @@ type Options struct {
 	// stock ones, Multus and whereabouts are there always, lhstorage's if Lab needs them.
 	BinDirs []string
 
+	// Bare leaves Multus, the cluster network and the Node objects to whoever makes
+	// the nodes real ones: package cluster.
+	Bare bool
+
 	// UnsafeNoFsync lets etcd answer before its data are on disk. It makes every write
 	// faster, so a figure that was measured with it has to say so: see
 	// [Cluster.Conditions].
@@ -194,7 +198,11 @@ func build(ctx context.Context, o Options) (programs, error) {
 	if p.kubernetes, err = tools.Module(ctx, "kubernetes"); err != nil {
 		return p, err
 	}
-	for _, module := range []string{"stock", "multus", "whereabouts"} {
+	modules := []string{"stock", "whereabouts"}
+	if !o.Bare {
+		modules = append(modules, "multus")
+	}
+	for _, module := range modules {
 		dir, err := tools.Module(ctx, module)
 		if err != nil {
 			return p, err
@@ -231,18 +239,22 @@ func versions() ([]string, error) {
 	return all, nil
 }
 
-// until calls ready every few milliseconds until that returns nil, and says what
+// Until calls ready every few milliseconds until that returns nil, and says what
 // was waited for if readyWait passes, ctx ends or watched (nil: nothing) exits
 // first.
-func until(ctx context.Context, watched *Process, what string, ready func(context.Context) error) error {
+func Until(ctx context.Context, watched *Process, what string, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
+	var last error
 	for {
-		last := ready(ctx)
-		if last == nil {
+		err := ready(ctx)
+		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil { // what stood in the way before the time was up
+			last = err
 		}
 		select {
 		case <-watched.Done():

@@ -15,7 +15,7 @@ import (
 // ownDirs are the directories that each node has for itself, on its disk.
 var ownDirs = []string{
 	"/etc/cni", "/etc/lhstorage", "/opt/cni",
-	"/var/lib/cni", "/var/lib/lhstorage", "/var/lib/kubelet",
+	"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/lhstorage", "/var/log",
 }
 
 // Host is where a node's programs run: the node's network namespace and its mount
@@ -63,15 +63,15 @@ func (h *Host) Do(f func(ns.NetNS) error) error {
 			return err
 		}
 		defer before.Close() //nolint:errcheck // read only
-		if err := h.enter(); err != nil {
+		if err := h.Enter(); err != nil {
 			return err
 		}
 		return f(before)
 	})
 }
 
-// enter puts the current thread on the node, for good.
-func (h *Host) enter() error {
+// Enter puts the current thread on the node, for good.
+func (h *Host) Enter() error {
 	// A thread can't change its mounts while it shares its root and working directory.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("leave the process's working directory: %w", err)

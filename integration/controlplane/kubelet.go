@@ -168,7 +168,7 @@ func (e *runtimeExec) ExecPlugin(ctx context.Context, path string, stdin []byte,
 }
 
 // runtimeLog gets what the plugins wrote to stderr.
-func (n *Node) runtimeLog() string { return filepath.Join(n.cluster.Dir, n.Name+"-runtime.log") }
+func (n *Node) runtimeLog() string { return n.Log("runtime") }
 
 // runtimeConf is what containerd gives.
 func (s *Sandbox) runtimeConf() *libcni.RuntimeConf {

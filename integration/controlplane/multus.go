@@ -88,7 +88,7 @@ func (n *Node) startMultus(ctx context.Context) error {
 		return err
 	}
 	n.multus = daemon
-	return until(ctx, daemon, "the Multus daemon has written "+multusConfFile, func(context.Context) error {
+	return Until(ctx, daemon, "the Multus daemon has written "+multusConfFile, func(context.Context) error {
 		return n.Do(func() error {
 			_, err := os.Stat(multusConfFile)
 			return err

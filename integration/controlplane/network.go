@@ -20,13 +20,13 @@ import (
 // The network between the nodes and the API server. It overlaps none of the lab's.
 var (
 	management = netip.MustParsePrefix("10.100.220.0/24")
-	apiAddress = management.Addr().Next() // .1; node n has .10+n
+	APIAddress = management.Addr().Next() // .1; node n has .10+n
 )
 
 const (
 	managementDevice = "eth0" // on a node
 	bridgeDevice     = "br0"
-	apiPort          = 6443
+	apiPort          = 443 // the Service's, too: what its clients reach is the API server itself
 
 	firstNodeHost = 10
 )
@@ -67,7 +67,21 @@ func makeBridge() error {
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return err
 	}
-	return setUp(bridgeDevice, apiAddress)
+	if err := setUp(bridgeDevice, APIAddress); err != nil {
+		return err
+	}
+	return serveService()
+}
+
+// serveService gives the API server the address of the Service
+// kubernetes.default, which is a kube-proxy's work elsewhere: what has a route to
+// this namespace reaches it as a pod expects to.
+func serveService() error {
+	link, err := netlinksafe.LinkByName(bridgeDevice)
+	if err != nil {
+		return err
+	}
+	return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: firstService(), Mask: net.CIDRMask(32, 32)}})
 }
 
 // plugIn makes a veth pair from a node's eth0 to the switch.
@@ -126,6 +140,9 @@ func nodeAddress(index int) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
+// Within runs f on a thread that is in the control plane's network namespace.
+func (c *Cluster) Within(f func() error) error { return within(c.netns(), f) }
+
 // Dial connects from the control plane's namespace: this process is in another.
 func (c *Cluster) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var conn net.Conn
@@ -147,7 +164,7 @@ func (c *Cluster) Listen(ctx context.Context) (net.Listener, error) {
 	}
 	var plain net.Listener
 	err = within(c.netns(), func() (err error) {
-		plain, err = new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(apiAddress, 0).String())
+		plain, err = new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(APIAddress, 0).String())
 		return err
 	})
 	if err != nil {

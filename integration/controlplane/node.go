@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -41,6 +42,7 @@ type Node struct {
 
 	cluster *Cluster
 	disk    string
+	cables  []cable
 
 	mu     sync.Mutex
 	multus *Process // the thick daemon
@@ -67,7 +69,10 @@ func (c *Cluster) makeNode(ctx context.Context, l lab.Node) error {
 		return err
 	}
 	c.Nodes = append(c.Nodes, n)
-	if err := n.furnish(ctx); err != nil {
+	if n.cables, err = findCables(n.Host.NetNS); err != nil {
+		return err
+	}
+	if err := n.furnish(ctx); err != nil || c.opts.Bare {
 		return err
 	}
 	return n.Register(ctx)
@@ -78,15 +83,19 @@ func (n *Node) furnish(ctx context.Context) error {
 	if err := n.linkPrograms(); err != nil {
 		return err
 	}
+	if err := n.writeIdentity(); err != nil {
+		return err
+	}
 	files := map[string]string{
-		"/etc/hostname":    n.Name + "\n",
-		"/etc/machine-id":  n.MachineID + "\n",
-		clusterNetworkFile: n.clusterNetwork(),
 		// What whereabouts' own installer writes.
 		confDir + "/whereabouts.d/whereabouts.conf": fmt.Sprintf(`{"datastore": "kubernetes", "kubernetes": {"kubeconfig": %q}}`, whereaboutsKubeconfig),
 		confDir + "/whereabouts.d/nodename":         n.Name,
 	}
-	for path, account := range map[string]string{multusKubeconfig: "multus", whereaboutsKubeconfig: "whereabouts"} {
+	accounts := map[string]string{whereaboutsKubeconfig: "whereabouts"}
+	if !n.cluster.opts.Bare {
+		files[clusterNetworkFile], accounts[multusKubeconfig] = n.clusterNetwork(), "multus"
+	}
+	for path, account := range accounts {
 		content, err := n.cluster.ServiceAccountKubeconfig(ctx, metav1.NamespaceSystem, account, "")
 		if err != nil {
 			return err
@@ -99,6 +108,11 @@ func (n *Node) furnish(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// writeIdentity writes who the node is. It isn't on the disk.
+func (n *Node) writeIdentity() error {
+	return errors.Join(n.WriteFile("/etc/hostname", []byte(n.Name+"\n")), n.WriteFile("/etc/machine-id", []byte(n.MachineID+"\n")))
 }
 
 // linkPrograms fills the node's CNI directory; of two programs of one name the
@@ -114,17 +128,30 @@ func (n *Node) linkPrograms() error {
 			where[e.Name()] = filepath.Join(dir, e.Name())
 		}
 	}
-	return n.Do(func() error {
-		if err := os.MkdirAll(binDir, 0o755); err != nil {
+	dir := filepath.Join(n.disk, binDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, path := range where {
+		if err := link(path, filepath.Join(dir, name)); err != nil {
 			return err
 		}
-		for name, path := range where {
-			if err := os.Symlink(path, filepath.Join(binDir, name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
+}
+
+// link makes a second name for a program, on another disk a copy. A symbolic link
+// would lead nowhere in a container that has the directory mounted.
+func link(from, to string) error {
+	err := os.Link(from, to)
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o755)
 }
 
 // clusterNetwork is the configuration of the pods' first network. It is no list of
@@ -218,23 +245,21 @@ func (n *Node) StartDaemon(ctx context.Context, d Daemon) (*Process, error) {
 	}
 	secrets := map[string]string{"token": token, "ca.crt": string(n.cluster.pki.pem), "namespace": namespace}
 	env := environ(append([]string{
-		"KUBERNETES_SERVICE_HOST=" + apiAddress.String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", apiPort),
+		"KUBERNETES_SERVICE_HOST=" + APIAddress.String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", apiPort),
 	}, slices.Concat(n.Env, d.Env)...)...)
-	log := filepath.Join(n.cluster.Dir, n.Name+"-"+d.Name+".log")
-	p, err := launch(d.Name+" on "+n.Name, log, func() error { return n.enterPod(secrets) }, d.Args, env)
+	log := n.Log(d.Name)
+	p, err := Launch(d.Name+" on "+n.Name, log, func() error { return n.enterPod(secrets) }, d.Args, env)
 	if err != nil {
 		return nil, err
 	}
-	n.cluster.mu.Lock()
-	defer n.cluster.mu.Unlock()
-	n.cluster.daemons = append(n.cluster.daemons, p)
+	n.cluster.keep(p)
 	return p, nil
 }
 
 // enterPod puts the current thread on the node, for good, with a pod's service
 // account directory that no other has.
 func (n *Node) enterPod(secrets map[string]string) error {
-	if err := n.Host.enter(); err != nil {
+	if err := n.Host.Enter(); err != nil {
 		return err
 	}
 	return mountSecrets("/run/secrets/kubernetes.io/serviceaccount", secrets)

@@ -44,7 +44,7 @@ func newPKI(dir string) (*pki, error) {
 		Subject:     pkix.Name{CommonName: "kube-apiserver"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:    []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"},
-		IPAddresses: []net.IP{apiAddress.AsSlice(), net.IPv4(127, 0, 0, 1), firstService()},
+		IPAddresses: []net.IP{APIAddress.AsSlice(), net.IPv4(127, 0, 0, 1), firstService()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the API server's certificate: %w", err)
@@ -53,8 +53,13 @@ func newPKI(dir string) (*pki, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the key for tokens: %w", err)
 	}
+	kubelets, err := p.client("kube-apiserver", "system:masters") // what a kubelet asks for before it shows a log
+	if err != nil {
+		return nil, err
+	}
 	for name, content := range map[string][]byte{
 		"ca.crt": p.pem, "apiserver.crt": server.certificate, "apiserver.key": server.key, "tokens.key": tokens,
+		"kubelet-client.crt": kubelets.certificate, "kubelet-client.key": kubelets.key,
 	} {
 		if err := os.WriteFile(p.file(name), content, 0o600); err != nil {
 			return nil, err

@@ -28,12 +28,25 @@ type Process struct {
 	err  error // of the end; read it after done only
 }
 
-// launch starts a program from a thread that enter has put where the program is
+// Launch starts a program from a thread that enter has put where the program is
 // to run. Its output goes to the log file, after what is there already. It is
 // killed when this process ends, however that does.
-func launch(name, log string, enter func() error, argv, env []string) (*Process, error) {
+func Launch(name, log string, enter func() error, argv, env []string) (*Process, error) {
+	return launch(name, log, enter, argv, env, syscall.SIGKILL)
+}
+
+// LaunchInside is [Launch] where enter has put the thread into another process
+// namespace: the program ends with the first process of that. It must not be told
+// of its parent's death, too: it can't see its parent, so Go's runtime would take
+// that for dead already and kill it before it starts.
+func LaunchInside(name, log string, enter func() error, argv, env []string) (*Process, error) {
+	return launch(name, log, enter, argv, env, 0)
+}
+
+func launch(name, log string, enter func() error, argv, env []string, parentDeath syscall.Signal) (*Process, error) {
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it outlives the call that starts it, and Kill ends it
 	cmd.Env = env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: parentDeath}
 	p := &Process{Name: name, cmd: cmd, log: log, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
@@ -61,7 +74,6 @@ func (p *Process) start(enter func() error) error {
 	}
 	defer out.Close() //nolint:errcheck // the program has its own descriptor
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := enter(); err != nil {
 		return err
 	}
