@@ -25,6 +25,18 @@ deps: ## the Debian packages that tests and demo need (root; quiet when they are
 test: deps ## unit, kernel, lab and integration tests (as root; without root the kernel's are skipped)
 	@hack/test
 
+.PHONY: test-cluster
+test-cluster: deps ## tests in a real cluster (root); FULL=1: every repetition, VERBOSE=1: figures
+	@hack/test-cluster
+
+.PHONY: cluster
+cluster: deps ## a real cluster of three nodes on this machine, to try things in (root)
+	@hack/cluster up
+
+.PHONY: cluster-down
+cluster-down: ## end it, and remove what a crashed one left (root)
+	@hack/cluster down
+
 .PHONY: demo
 demo: deps build stock ## three nodes, stock macvlan against lhstorage, iSCSI; JSON=file for a report
 	@bin/lhstoragectl lab demo --bin-dir bin $(if $(JSON),--json '$(JSON)')

@@ -1,0 +1,74 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lhstorage/lhstorage/integration/tools"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+const nodeKubeconfig = "/etc/lhstorage/kubeconfig"
+
+// InstallLhstorage does what lhstorage's installer does: its definitions and
+// rights in the cluster, its programs and files on each node.
+func (c *Cluster) InstallLhstorage(ctx context.Context) error {
+	root, err := tools.Root()
+	if err != nil {
+		return err
+	}
+	manifests, err := filepath.Glob(filepath.Join(root, "deploy", "crds", "*.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := c.ApplyFiles(ctx, nil, append(manifests, filepath.Join(root, "deploy", "rbac", "node.yaml"))...); err != nil {
+		return err
+	}
+	access, err := c.ServiceAccountKubeconfig(ctx, metav1.NamespaceSystem, "lhstorage-node", "")
+	if err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		// The index is the node's own: the storage network's routes are made by it.
+		file, err := json.Marshal(nodefile.File{NodeName: n.Name, Index: n.Lab.Index, Kubeconfig: nodeKubeconfig})
+		if err != nil {
+			return err
+		}
+		if err := n.WriteFile(nodefile.DefaultPath, file); err != nil {
+			return err
+		}
+		if err := n.WriteFile(nodeKubeconfig, access); err != nil {
+			return err
+		}
+		if err := n.ReplacePrograms(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ReplacePrograms puts lhstorage's programs into the node's CNI directory, each at
+// once in place of what is there.
+func (n *Node) ReplacePrograms() error {
+	for _, name := range []string{"lhstorage", "lhstorage-ipam"} {
+		data, err := os.ReadFile(filepath.Join(n.cluster.own, name))
+		if err != nil {
+			return err
+		}
+		err = n.Do(func() error {
+			temp := filepath.Join(binDir, "."+name+".new")
+			if err := os.WriteFile(temp, data, 0o755); err != nil {
+				return err
+			}
+			return os.Rename(temp, filepath.Join(binDir, name))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
