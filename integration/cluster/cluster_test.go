@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,7 +41,7 @@ const (
 	ourNAD = `{"cniVersion": "1.1.0", "name": "storage", "type": "lhstorage",
   "parent": {"type": "vxlan", "name": "vxlan-storage", "vni": 100,
              "vtep": {"cidr": "10.100.100.0/24", "routes": "static",
-                      "via": {"10.100.100.1": "to-node1", "10.100.100.2": "to-node2", "10.100.100.3": "to-node3"}}},
+                      "via": {"10.100.100.1": "to-node1", "10.100.100.2": "to-node2", "10.100.100.3": "to-node3", "10.100.100.4": "to-node4"}}},
   "hostShim": {"range": "10.100.1.0/28"},
   "ipam": {"type": "lhstorage-ipam", "range": "10.100.1.0/24"}}`
 )
@@ -79,6 +80,11 @@ func newBed(t *testing.T, o Options) bed {
 	return bed{c}
 }
 
+// on are the nodes that have power.
+func (b bed) on() []*Node {
+	return slices.DeleteFunc(slices.Clone(b.Nodes), (*Node).Off)
+}
+
 // times is how often something is repeated: little in CI, often in a full run.
 func times(little, often int) int {
 	if os.Getenv(wanted) == full {
@@ -92,11 +98,9 @@ func (b bed) managers(t *testing.T, network controlplane.Network) []Running {
 	t.Helper()
 	begin := time.Now()
 	var names []string
-	for _, n := range b.Nodes {
-		if !n.Off() {
-			names = append(names, "instance-manager-"+n.Name)
-			require.NoError(t, b.Create(t.Context(), namespace, InstanceManager(n.Name, names[len(names)-1], network)))
-		}
+	for _, n := range b.on() {
+		names = append(names, "instance-manager-"+n.Name)
+		require.NoError(t, b.Create(t.Context(), namespace, InstanceManager(n.Name, names[len(names)-1], network)))
 	}
 	pods := b.running(t, names...)
 	t.Logf("%d instance managers with network %s after %s", len(pods), network.Name, time.Since(begin).Round(10*time.Millisecond))
@@ -119,7 +123,10 @@ func (b bed) running(t *testing.T, names ...string) []Running {
 func (b bed) remove(t *testing.T, selector string) {
 	t.Helper()
 	api := b.Kube.CoreV1().Pods(namespace)
-	require.NoError(t, api.DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector}))
+	// Of many pods it may take longer than one request, on a busy machine.
+	b.until(t, "the pods are deleted", func(ctx context.Context) error {
+		return api.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector})
+	})
 	b.until(t, "the pods are gone", func(ctx context.Context) error {
 		list, err := api.List(ctx, metav1.ListOptions{LabelSelector: selector})
 		if err == nil && len(list.Items) > 0 {
@@ -174,16 +181,16 @@ func (b bed) held(ctx context.Context) ([]string, error) {
 	return held, err
 }
 
-// wantLegs checks the legs of all pods; those in lost must lose everything and all
-// others nothing.
-func (b bed) wantLegs(t *testing.T, pods []Running, lost string) {
+// wantLegs checks the legs of all pods: those of the kind lost, and those from the
+// nodes that are cut off, must lose everything and all others nothing.
+func (b bed) wantLegs(t *testing.T, pods []Running, lost string, cut ...*Node) {
 	t.Helper()
 	legs, err := b.Matrix(t.Context(), pods)
 	require.NoError(t, err)
 	require.NotEmpty(t, legs)
 	for _, leg := range legs {
 		want := 0.0
-		if leg.Leg == lost {
+		if leg.Leg == lost || slices.ContainsFunc(cut, func(n *Node) bool { return n.Name == leg.From }) {
 			want = 100
 		}
 		assert.InDelta(t, want, leg.Loss, 0, "%s, %s to %s: loss in percent", leg.Leg, leg.From, leg.To)
@@ -204,7 +211,7 @@ func dialled(t *testing.T, pods []Running) []netip.Addr {
 }
 
 func TestCluster(t *testing.T) {
-	b := newBed(t, Options{Script: true, Primary: Moved})
+	b := newBed(t, Options{Script: true, Primary: Moved, Spare: 1})
 	require.NoError(t, b.CreateNetwork(t.Context(), namespace, stock.Name, stockNAD))
 	require.NoError(t, b.CreateNetwork(t.Context(), namespace, ours.Name, ourNAD))
 	steps := []struct {
@@ -217,6 +224,8 @@ func TestCluster(t *testing.T) {
 		{"a node dies and comes back", reboots},
 		{"a hundred pods at once", crowd},
 		{"the API server away, containerd and kubelet restarted, programs replaced", troubles},
+		{"a node is cut off, and one is slow", cutOff},
+		{"a node joins", joined},
 		{"a node is drained and removed", removed},
 	}
 	for _, step := range steps {
@@ -232,7 +241,7 @@ func problem(t *testing.T, b bed) {
 	b.wantLegs(t, pods, lab.LegHostLocal)
 	for i, addr := range dialled(t, pods) {
 		require.Equal(t, pods[i].Storage, addr, "eth0 was moved in: %s comes first", StorageInterface)
-		next := b.Nodes[(i+1)%len(b.Nodes)]
+		next := b.Nodes[(i+1)%len(pods)]
 		require.NoError(t, next.Attach(t.Context(), addr), "a remote disk")
 		require.Error(t, b.Nodes[i].Attach(t.Context(), addr), "the test shows nothing: %s reaches its own pod", b.Nodes[i].Name)
 	}
@@ -268,7 +277,7 @@ func bridged(t *testing.T, b bed) {
 // wantAttached attaches a disk from every node.
 func (b bed) wantAttached(t *testing.T, addr netip.Addr) {
 	t.Helper()
-	for _, n := range b.Nodes {
+	for _, n := range b.on() {
 		require.NoError(t, n.Attach(t.Context(), addr))
 	}
 }
@@ -413,7 +422,7 @@ func (b bed) oneCrowd(t *testing.T, network controlplane.Network, n int) {
 	b.remove(t, "")
 	b.wantPoolsEmpty(t)
 	t.Logf("%d pods with network %s: Ready after %s, gone after %s more", n, network.Name, ready.Round(100*time.Millisecond), time.Since(begin).Round(100*time.Millisecond))
-	for _, node := range b.Nodes {
+	for _, node := range b.on() {
 		peak, err := node.MultusMemoryPeak(t.Context())
 		require.NoError(t, err)
 		t.Logf("%s: the Multus pod had %d MiB at most", node.Name, peak>>20)
@@ -442,7 +451,7 @@ func troubles(t *testing.T, b bed) {
 	require.NoError(t, b.StopAPIServer())
 	b.wantLegs(t, pods, "")
 	require.NoError(t, b.StartAPIServer(t.Context()))
-	for _, n := range b.Nodes {
+	for _, n := range b.on() {
 		require.NoError(t, n.RestartContainerd(t.Context()))
 		require.NoError(t, n.RestartKubelet())
 	}
@@ -455,7 +464,7 @@ func troubles(t *testing.T, b bed) {
 	}
 	replacing, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	for _, n := range b.Nodes {
+	for _, n := range b.on() {
 		wg.Go(func() {
 			for replacing.Err() == nil {
 				assert.NoError(t, n.ReplacePrograms())
@@ -470,9 +479,55 @@ func troubles(t *testing.T, b bed) {
 	require.Zero(t, lost, "of %d packets from a host to its own pod", sent)
 }
 
+// cutOff takes one node off the network, whose host goes on reaching its own pod, and
+// slows another down.
+func cutOff(t *testing.T, b bed) {
+	pods := b.running(t, "instance-manager-node1", "instance-manager-node2", "instance-manager-node3")
+	cut := b.Nodes[1]
+	require.NoError(t, cut.CutOff())
+	b.wantLegs(t, []Running{pods[0], pods[2]}, "", cut)
+	require.NoError(t, cut.Attach(t.Context(), pods[1].Storage), "a disk on the node itself")
+	require.Error(t, cut.Attach(t.Context(), pods[0].Storage), "the test shows nothing: it isn't cut off")
+	require.NoError(t, cut.Restore())
+	b.until(t, "the node is reached again", func(ctx context.Context) error { return cut.Attach(ctx, pods[0].Storage) })
+	b.wantLegs(t, pods, "")
+
+	const rate = 2 << 20 // bytes per second: a disk takes two seconds
+	require.NoError(t, b.Nodes[2].SlowDown(rate))
+	b.wantLegs(t, pods, "")
+	begin := time.Now()
+	require.NoError(t, b.Nodes[0].Attach(t.Context(), pods[2].Storage))
+	require.Greater(t, time.Since(begin), time.Second, "the test shows nothing: the node isn't slow")
+	require.NoError(t, b.Nodes[2].Restore())
+}
+
+// joined switches a new machine on.
+func joined(t *testing.T, b bed) {
+	last := b.Nodes[len(b.Nodes)-1]
+	require.True(t, last.Off())
+	begin := time.Now()
+	require.NoError(t, last.Boot(t.Context()))
+	require.NoError(t, last.WaitReady(t.Context()))
+	name := "instance-manager-" + last.Name
+	require.NoError(t, b.Create(t.Context(), namespace, InstanceManager(last.Name, name, ours)))
+	b.running(t, name)
+	t.Logf("its pod is Ready %s after it was switched on", time.Since(begin).Round(100*time.Millisecond))
+	// Until there is the agent, a node hears of a new peer with its first pod a minute later.
+	for _, n := range b.on()[:3] {
+		require.NoError(t, n.Do(age))
+		require.NoError(t, b.Create(t.Context(), namespace, Pod(n.Name, "hears-"+n.Name, ours)))
+		b.running(t, "hears-"+n.Name)
+	}
+	pods := b.running(t, "instance-manager-node1", "instance-manager-node2", "instance-manager-node3", name)
+	b.wantLegs(t, pods, "")
+	for _, p := range pods {
+		b.wantAttached(t, p.Storage)
+	}
+}
+
 // removed drains a node, takes it out of the cluster and off the net.
 func removed(t *testing.T, b bed) {
-	last := b.Nodes[len(b.Nodes)-1]
+	last := b.Nodes[2]
 	_, err := b.Kubectl(t.Context(), "drain", last.Name, "--ignore-daemonsets", "--force", "--timeout=90s")
 	require.NoError(t, err)
 	b.until(t, "the node's addresses are free", func(ctx context.Context) error {
@@ -490,5 +545,5 @@ func removed(t *testing.T, b bed) {
 	_, err = b.Kubectl(t.Context(), "delete", "node", last.Name)
 	require.NoError(t, err)
 	require.NoError(t, last.Kill())
-	b.wantLegs(t, b.running(t, "instance-manager-node1", "instance-manager-node2"), "")
+	b.wantLegs(t, b.running(t, "instance-manager-node1", "instance-manager-node2", "instance-manager-node4"), "")
 }
