@@ -29,11 +29,32 @@ type function struct {
 }
 
 // withPoints are the folders that fault points may stand in, elsewhere those of the
-// parts that need a cluster, which the tests of these parts fail at.
+// parts that need a cluster, each with the table that kills and fails at its points,
+// and proves that it covers them as this one does.
 var (
 	withPoints = []string{"pkg", "ipam", "plugins"}
-	elsewhere  = []string{"pkg/ipam/kube", "pkg/ipam/queue"}
+	elsewhere  = map[string]string{
+		"pkg/ipam/kube":  "integration/kubeipam/kill_test.go",
+		"pkg/ipam/queue": "integration/kubeipam/kill_test.go",
+	}
 )
+
+// What is left to another table is there: it names the folder.
+func TestElsewhere(t *testing.T) {
+	root, err := tools.Root()
+	require.NoError(t, err)
+	for folder, table := range elsewhere {
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, table), nil, parser.SkipObjectResolution)
+		require.NoError(t, err, "the table for %s", folder)
+		named := false
+		ast.Inspect(file, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			named = named || ok && lit.Value == strconv.Quote(folder)
+			return true
+		})
+		require.True(t, named, "%s doesn't name %s", table, folder)
+	}
+}
 
 func readSources(t *testing.T) *sources {
 	t.Helper()
@@ -46,7 +67,8 @@ func readSources(t *testing.T) *sources {
 				filepath.Base(filepath.Dir(path)) == "fault" {
 				return err
 			}
-			if folder, err := filepath.Rel(root, filepath.Dir(path)); err != nil || slices.Contains(elsewhere, folder) {
+			folder, err := filepath.Rel(root, filepath.Dir(path))
+			if _, left := elsewhere[folder]; err != nil || left {
 				return err
 			}
 			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)

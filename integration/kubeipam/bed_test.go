@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -286,15 +285,9 @@ func span(from, to int) []string {
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
 
-func files(t *testing.T, dir string) []string {
-	entries, err := os.ReadDir(dir)
-	if os.IsNotExist(err) {
-		return nil
-	}
+// pages are the names of the notes that a node has of its attachments.
+func (n *node) pages(t *testing.T) []string {
+	paths, err := filepath.Glob(filepath.Join(n.dir, "journal", "*.json"))
 	require.NoError(t, err)
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
+	return paths
 }

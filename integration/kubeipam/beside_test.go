@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -22,13 +23,18 @@ type attachment struct {
 	plugin, container, pod string
 }
 
-// run calls a plugin; killAfter (0: never) ends it with SIGKILL. killed says whether it was.
-func (m *machine) run(verb string, a attachment, conf string, killAfter time.Duration) (address string, killed bool, err error) {
+// run calls a plugin; killAfter (0: never) ends it with SIGKILL. killed says whether it was. env is more of its environment; a verb
+// with words behind it isn't CNI's, but the plugin's own.
+func (m *machine) run(verb string, a attachment, conf string, killAfter time.Duration, env ...string) (address string, killed bool, err error) {
 	var out, stderr bytes.Buffer
 	err = m.Do(func() error {
 		cmd := exec.Command(a.plugin)
+		if words := strings.Fields(verb); len(words) > 1 {
+			cmd.Args, verb = append(cmd.Args, words...), "ADD"
+		}
 		cmd.Env = append(cmd.Environ(), "CNI_COMMAND="+verb, "CNI_CONTAINERID="+a.container, "CNI_NETNS=/var/run/netns/none", "CNI_IFNAME=net1", "CNI_PATH=/opt/cni/bin",
 			"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME="+a.pod)
+		cmd.Env = append(cmd.Env, env...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(conf), &out, &stderr
 		if err := cmd.Start(); err != nil {
 			return err
@@ -42,7 +48,11 @@ func (m *machine) run(verb string, a attachment, conf string, killAfter time.Dur
 		return err
 	})
 	if err != nil {
-		return "", killed, fmt.Errorf("%s of %s: %w: %s%s", verb, a.plugin, err, &out, &stderr)
+		refusal := new(types.Error)
+		if json.Unmarshal(out.Bytes(), refusal) == nil && refusal.Msg != "" {
+			err = refusal
+		}
+		return "", killed, fmt.Errorf("%s of %s: %w: %s", verb, a.plugin, err, &stderr)
 	}
 	var result struct {
 		IPs []struct{ Address string }

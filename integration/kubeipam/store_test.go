@@ -44,6 +44,14 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"beside whereabouts", beside},
 		{"each call fails", eachCall},
 		{"API server away", away},
+		{"kill -9 at each point", killed},
+		{"two hundred at once", crowds},
+		{"back at once", backAtOnce},
+		{"back again, with a recorder", backAgain},
+		{"overtaken release, record: sync", overtaken("sync")},
+		{"overtaken release, record: agent", overtaken("agent")},
+		{"API server killed in a storm, record: sync", serverKilled("sync")},
+		{"API server killed in a storm, record: agent", serverKilled("agent")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b.wipe(t)
@@ -129,7 +137,7 @@ func cases(t *testing.T, b *bed) {
 			// What it added the DEL takes away, and nothing else.
 			require.NoError(t, n.del(t, c.conf, c.owner))
 			assert.NotContains(t, b.objects(t), " "+c.owner.ContainerID+" "+c.owner.PodRef+" "+c.owner.IfName)
-			assert.Empty(t, files(t, n.dir+"/journal"))
+			assert.Empty(t, n.pages(t))
 		})
 	}
 }
@@ -250,7 +258,7 @@ func exhaustion(t *testing.T, b *bed) {
 	assert.Equal(t, cnierr.Exhausted, cnierr.CodeOf(err))
 	require.ErrorContains(t, err, "Pool 10.0.0.0-30 of network \"net\": 2 of 2 addresses are held")
 	assert.Equal(t, 2, b.whole(t, false))
-	assert.Len(t, files(t, n.dir+"/journal"), 2)
+	assert.Len(t, n.pages(t), 2)
 
 	// A DEL that was killed after its mark doesn't keep the address from the next.
 	mark := []kubeapi.Op{kubeapi.Add("/spec/released", true), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelState), v1alpha1.StateReleased)}

@@ -111,8 +111,8 @@ func TestForgetDuringReplay(t *testing.T) {
 	done, err := q.Replay(t.Context(), func(context.Context, Release) error {
 		close(began)
 		select {
-		case <-forgotten:
-			return errors.New("it didn't wait")
+		case err := <-forgotten:
+			return errors.Join(errors.New("it didn't wait"), err)
 		case <-time.After(200 * time.Millisecond):
 			return nil
 		}
