@@ -179,8 +179,6 @@ func (a Allocator) claimNew(ctx context.Context, pool Pool, seen Snapshot, grant
 			return netip.Addr{}, fmt.Errorf("claim %s: %w", addr, err)
 		case held.Holder != nil && held.Holder.Declined == nil && held.Holder.Pool == pool.Name && held.Holder.SameInterface(a.Owner):
 			return netip.Addr{}, ErrChanged // another process claimed it for the same pod just now
-		case held.Stale:
-			return netip.Addr{}, ErrChanged
 		case held.Holder == nil || held.Holder.Declined == nil && held.Holder.ContainerID != "":
 			met++
 		}

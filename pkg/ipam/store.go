@@ -135,7 +135,6 @@ var ErrChanged = errors.New("the claim was changed by someone else in the meanti
 type TakenError struct {
 	Name   string
 	Holder *Claim // nil when the store doesn't know
-	Stale  bool   // the Snapshot was of no use: another one will know more
 }
 
 func (e *TakenError) Error() string {

@@ -15,8 +15,9 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 )
 
-// lineWait bounds how long a process waits for those before it on its node. One that hangs must not hold up all others.
-const lineWait = 3 * time.Second
+// lineWait bounds how long a process waits for those before it on its node: one that is stopped must not hold up all others. It is long,
+// for where a server is slow nothing makes it slower than all at once.
+const lineWait = 10 * time.Second
 
 // line is where the processes of a node that want the same pool written wait for each other: for a lock on
 // a file, which the kernel gives in the order of asking, and takes from who is killed. Whoever has it writes for all,
@@ -97,25 +98,28 @@ func (l line) leave() {
 	}
 }
 
-// read is what the last head left; nothing when it was killed over it.
-func (l line) read() (n notice) {
+// read is what the last heads left, by the mark that they wrote for; nothing where one was killed over it.
+func (l line) read() map[string]notice {
+	left := map[string]notice{}
 	if l.file == nil {
-		return notice{}
+		return left
 	}
 	data, err := os.ReadFile(l.file.Name())
-	if err != nil || json.Unmarshal(data, &n) != nil {
-		return notice{}
+	if err != nil || json.Unmarshal(data, &left) != nil {
+		return map[string]notice{}
 	}
-	return n
+	return left
 }
 
 // write leaves a notice. Where that fails those behind do the work again.
-func (l line) write(n notice) {
+func (l line) write(mark string, n notice) {
 	if l.file == nil || n.AsOf == 0 {
 		return
 	}
+	left := l.read()
 	n.At = time.Now()
-	if data, err := json.Marshal(n); err == nil && l.file.Truncate(0) == nil {
+	left[mark] = n
+	if data, err := json.Marshal(left); err == nil && l.file.Truncate(0) == nil {
 		_, _ = l.file.WriteAt(data, 0)
 	}
 }

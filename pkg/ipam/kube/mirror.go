@@ -28,10 +28,10 @@ func (s *Store) Mirror(ctx context.Context, pool string, claims []v1alpha1.Addre
 			}
 		}
 		ops, rest := batch(v, claims)
-		if len(ops) == 0 {
+		notes := summarise(v, ops)
+		if len(ops) == 0 && len(notes) == 0 {
 			return changed, nil
 		}
-		notes := map[string]string{}
 		if removes(ops) {
 			notes[givenUp] = removal(max(newest(claims), v.removedAsOf()))
 		}
@@ -137,6 +137,25 @@ func (s *Store) removePodsReservation(ctx context.Context, spec v1alpha1.Address
 		return nil
 	}
 	return s.remove(ctx, Reservations(s.Namespace), r.Name, string(r.UID))
+}
+
+// Reserved names those of some claims that are live and whose reservation is as it must be.
+func (s *Store) Reserved(ctx context.Context, claims []v1alpha1.AddressClaim) (map[string]bool, error) {
+	var list whereabouts.OverlappingRangeIPReservationList
+	if err := s.API.List(ctx, Reservations(s.Namespace), &list); err != nil {
+		return nil, fmt.Errorf("list the reservations of namespace %s: %w", s.Namespace, s.API.Explain(err))
+	}
+	specs := map[string]whereabouts.OverlappingRangeIPReservationSpec{}
+	for _, r := range list.Items {
+		specs[r.Name] = r.Spec
+	}
+	reserved := map[string]bool{}
+	for _, c := range claims {
+		if want := reservationOf(c.Spec, s.Namespace); live(c) && !c.Spec.Isolated && specs[want.Name] == want.Spec {
+			reserved[c.Name] = true
+		}
+	}
+	return reserved, nil
 }
 
 // Settle does for one claim what comes after the pool: a live one is reserved, one that was given

@@ -55,7 +55,7 @@ type Options struct {
 	API       *kubeapi.Client
 	Namespace string       // of Whereabouts' objects; empty: kube-system
 	Pools     []ipam.Pool  // of the configuration: where records of a real Whereabouts are looked for
-	Order     ipam.Order   // Sticky with Agent needs no read before a claim
+	Order     ipam.Order   // Sticky with Agent needs but a pool's summary before a claim
 	Agent     bool         // record: agent, for as long as there is a recorder
 	Journal   string       // directory of this node's notes, gone after a reboot
 	Queue     *queue.Queue // for releases that can't reach the API server; nil: they fail
@@ -69,11 +69,11 @@ type Store struct {
 
 	agent     func(context.Context) bool // whether a recorder mirrors claims now
 	views     map[string]*view           // pools as last read, by name
+	entries   map[string]int             // how many there are in a pool, by its name
 	strangers map[string]bool            // claim names whose address somebody's reservation holds
 	held      map[string]bool            // claim names that other attachments of this node have, or ask for now
 	crowd     bool                       // others are claiming at the same time
-	looking   bool                       // a claim in vain has shown that the pool must be looked at
-	exactly   bool                       // and that the copy in the server's memory won't do
+	exactly   bool                       // a pool must be read as it is: the copy in the server's memory won't do
 }
 
 var _ ipam.Store = (*Store)(nil)
@@ -86,7 +86,7 @@ func New(o Options) *Store {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	s := &Store{Options: o, journal: journal{o.Journal}, views: map[string]*view{}, strangers: map[string]bool{}}
+	s := &Store{Options: o, journal: journal{o.Journal}, views: map[string]*view{}, entries: map[string]int{}, strangers: map[string]bool{}}
 	s.agent = func(context.Context) bool { return false }
 	if o.Agent {
 		var once sync.Once
@@ -108,6 +108,13 @@ func (s *Store) Where() string {
 type view struct {
 	object whereabouts.IPPool
 	base   netip.Addr
+}
+
+func (v *view) version() string {
+	if v == nil {
+		return ""
+	}
+	return v.object.ResourceVersion
 }
 
 // entry is what the pool holds for an address.
@@ -176,13 +183,20 @@ func (s *Store) Snapshot(ctx context.Context, pool ipam.Pool, owner ipam.Owner) 
 			}
 		}
 	}
-	if !s.blind(ctx) {
+	brief := false
+	if s.brief(ctx) {
+		if seen.Taken, brief, err = s.readSummary(ctx, pool); err != nil {
+			return seen, err
+		}
+	}
+	if !brief {
 		v, err := s.look(ctx, pool)
 		if err != nil {
 			return seen, err
 		}
 		seen.Taken = s.taken(v, owner, own)
 	}
+	s.count(pool.Name, len(seen.Taken))
 	for addr, entry := range own {
 		claim, err := s.own(ctx, pool, addr, entry, owner)
 		switch {
@@ -210,7 +224,7 @@ func (s *Store) Reclaim(ctx context.Context, pool ipam.Pool) (bool, error) {
 		return false, fmt.Errorf("list the claims of pool %s that nobody has: %w", pool.Name, s.API.Explain(err))
 	}
 	again := !s.exactly
-	s.looking, s.exactly = true, true
+	s.exactly = true
 	var errs []error
 	for _, object := range list.Items {
 		if object.Spec.Pool == pool.Name && (object.Spec.Released || over(object, s.API.Now())) {
@@ -221,10 +235,18 @@ func (s *Store) Reclaim(ctx context.Context, pool ipam.Pool) (bool, error) {
 	return again, errors.Join(errs...)
 }
 
-// blind says that an address is chosen without a look at the pool: by the pod's name, and the
-// recorder looks after the pool.
-func (s *Store) blind(ctx context.Context) bool {
-	return s.Order == ipam.Sticky && !s.looking && s.agent(ctx)
+// brief says that a pool's summary will do: where an address is chosen by the pod's name, and a recorder writes the
+// pool. What the pod itself has is in the journal.
+func (s *Store) brief(ctx context.Context) bool {
+	return s.Order == ipam.Sticky && !s.exactly && s.agent(ctx)
+}
+
+// count notes how many entries a pool has.
+func (s *Store) count(pool string, n int) {
+	s.entries[pool] = n
+	if n >= warnEntries {
+		s.Warn(fmt.Sprintf("IPPool %s/%s has %d entries: each ADD gets slower, and at %d it is refused; split the range into node slices (node_slice_size)", s.Namespace, pool, n, mostEntries))
+	}
 }
 
 // taken lists a pool's addresses and adds to own those that are recorded for owner.
@@ -240,9 +262,6 @@ func (s *Store) taken(v *view, owner ipam.Owner, own map[netip.Addr]whereabouts.
 		if (ipam.Owner{PodRef: e.PodRef, ContainerID: e.ContainerID, IfName: e.IfName}).SameInterface(owner) {
 			own[addr] = e
 		}
-	}
-	if n := len(allocations); n >= warnEntries {
-		s.Warn(fmt.Sprintf("IPPool %s/%s has %d entries: each ADD gets slower, and at %d it is refused; split the range into node slices (node_slice_size)", s.Namespace, v.object.Name, n, mostEntries))
 	}
 	return taken
 }
@@ -277,9 +296,9 @@ func (s *Store) Create(ctx context.Context, pool ipam.Pool, claim ipam.Claim) er
 	if s.strangers[claim.Name] {
 		return passed(claim.Name)
 	}
-	if v := s.views[pool.Name]; v != nil && len(v.object.Spec.Allocations) >= mostEntries {
+	if n := s.entries[pool.Name]; n >= mostEntries {
 		return cnierr.New(cnierr.Exhausted, "IPPool %s/%s has %d entries, and more than %d make it too big for etcd: split the range into node slices (node_slice_size) or use a range for each part of the cluster",
-			s.Namespace, pool.Name, len(v.object.Spec.Allocations), mostEntries)
+			s.Namespace, pool.Name, n, mostEntries)
 	}
 	switch ours, err := s.hold(claim); {
 	case err != nil:
@@ -358,7 +377,7 @@ func (s *Store) create(ctx context.Context, object v1alpha1.AddressClaim) (v1alp
 			return made, err
 		case holder == nil:
 			s.crowd = true
-			return made, s.taking(object.Name, nil)
+			return made, &ipam.TakenError{Name: object.Name}
 		case holder.Spec == object.Spec:
 			return *holder, nil // our own call, whose answer got lost
 		case holder.Spec.Released && claimOf(*holder).SameInterface(claimOf(object).Owner):
@@ -369,19 +388,12 @@ func (s *Store) create(ctx context.Context, object v1alpha1.AddressClaim) (v1alp
 			if holder.Spec.Released {
 				claim.Owner = ipam.Owner{} // nobody's
 			}
-			return made, s.taking(object.Name, &claim)
+			return made, &ipam.TakenError{Name: object.Name, Holder: &claim}
 		}
 		if err := s.finish(ctx, *holder); err != nil {
 			return made, err
 		}
 	}
-}
-
-// taking says that a name is held. Whoever chose without a look at the pool must look now.
-func (s *Store) taking(name string, holder *ipam.Claim) error {
-	blind := !s.looking && len(s.views) == 0
-	s.looking = true
-	return &ipam.TakenError{Name: name, Holder: holder, Stale: blind}
 }
 
 // holder reads who holds a claim's name; nil when the server's memory doesn't know (any more, or yet).

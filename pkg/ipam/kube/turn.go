@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,7 +17,7 @@ import (
 // Hundreds of processes want the same pool changed at once. If each tried, all but one would fail
 // at each moment, and the API server would do nothing but compute patches that come too late (measured: 100 at once
 // took longer than 10 s). So those of a node stand in line, see line.go, and whoever is at the head of it writes for all claims
-// of all nodes. Among the heads there is an order, that of the claims' versions: first the node with the oldest claim whose entry
+// of all nodes that want the same, an entry or its removal. Among the heads there is an order, that of the claims' versions: first the node with the oldest claim whose entry
 // isn't right yet. The others wait, each so much longer as there are more nodes before its own, in case those fail. They look at
 // the pool's metadata alone: whoever has written for all claims as of a version says so in an annotation there.
 
@@ -57,65 +56,45 @@ func (t turn) take(ctx context.Context) (string, error) {
 		return after.Version, err
 	}
 	began := time.Now()
-	_, kind, _ := strings.Cut(t.mark, "/")
-	line, waited, err := t.journal.stand(ctx, kind+"."+digest(t.Namespace+"/"+t.own.Spec.Pool))
+	line, waited, err := t.journal.stand(ctx, digest(t.Namespace+"/"+t.own.Spec.Pool))
 	if err != nil {
 		return "", err
 	}
 	defer line.leave()
-	if left := line.read(); left.covers(t.own, began) {
+	if left := line.read()[t.mark]; left.covers(t.own, began) {
 		return left.Version, nil
 	}
 	after, err := t.write(ctx, !waited && !t.crowd)
 	if err != nil {
 		return "", err
 	}
-	line.write(after)
+	line.write(t.mark, after)
 	return after.Version, nil
 }
 
 // write brings the pool in line with all claims; alone with one's own first, which is cheaper where nobody else
 // is at it.
 func (t turn) write(ctx context.Context, alone bool) (notice, error) {
-	began, before, sure := time.Now(), 0, t.since == "" && t.mark == removedMark
-	v := t.views[t.own.Spec.Pool]
-	if t.mark == removedMark || !alone {
-		v = nil // what was read before the claim was made is good enough for one's own entry alone
+	var seen *view
+	if alone && t.mark == recordedMark {
+		seen = t.views[t.own.Spec.Pool] // what was read before the claim was made is good enough for one's own entry
 	}
-	for {
-		var err error
-		if v == nil {
-			if v, err = t.look(ctx, sure); err != nil {
-				return notice{}, err
-			}
-		}
-		switch how, err := t.state(v); {
-		case err != nil:
-			return notice{}, err
-		case how == done:
-			return notice{Version: v.object.ResourceVersion}, nil
-		case how == foreignEntry && sure:
-			return notice{}, errStranger
-		case how == foreignEntry: // by an old copy perhaps
-			v, sure = nil, true
-			continue
+	for waits := (patience{began: time.Now()}); ; seen = nil {
+		v, written, err := t.toDo(ctx, seen)
+		if err != nil || written {
+			return notice{Version: v.version()}, err
 		}
 		p := t.forOwn(v)
-		if !alone {
+		if !alone && t.own.ResourceVersion != "" {
 			if p, err = t.forAll(ctx, v); err != nil {
 				return notice{}, err
 			}
 		}
-		if p.ahead < before { // it moves on
-			began = time.Now()
-		}
-		before = p.ahead
-		if patience := min(time.Duration(p.ahead)*t.paced(slot), longest) - time.Since(began); patience > 0 {
-			after, err := t.await(ctx, v.object.ResourceVersion, patience)
+		if left := waits.left(p.ahead, t.API.Slowest()); left > 0 {
+			after, err := t.await(ctx, v.version(), left)
 			if err != nil || after.AsOf >= version(t.own.ResourceVersion) {
 				return after, err
 			}
-			v = nil
 			continue
 		}
 		after, err := t.patchPool(ctx, v.object.Name, p.ops)
@@ -125,11 +104,47 @@ func (t turn) write(ctx context.Context, alone bool) (notice, error) {
 		if !contended(err) {
 			return notice{}, t.explainPool(t.own, err)
 		}
-		v, sure, alone = nil, false, alone && t.own.ResourceVersion == ""
+		alone = !alone && t.mark == recordedMark // an entry of one's own can be added whatever others remove meanwhile
 		if err := wait(ctx, rand.N(poll)); err != nil {
 			return notice{}, err
 		}
 	}
+}
+
+// toDo reads the pool unless it is given, and says whether it already is as the claim wants it. What is held by another in a copy from the
+// server's memory is looked at again.
+func (t turn) toDo(ctx context.Context, v *view) (*view, bool, error) {
+	for _, sure := range []bool{t.since == "" && t.mark == removedMark, true} {
+		var err error
+		if v == nil {
+			if v, err = t.look(ctx, sure); err != nil {
+				return nil, false, err
+			}
+		}
+		switch how, err := t.state(v); {
+		case err != nil || how == missing:
+			return v, false, err
+		case how == done:
+			return v, true, nil
+		}
+		v = nil
+	}
+	return nil, false, errStranger
+}
+
+// patience is how long a process waits for those before it. It begins anew when there are fewer.
+type patience struct {
+	began  time.Time
+	before int
+}
+
+// left is what is left of it, behind so many nodes, each of which needs a write of the server.
+func (p *patience) left(ahead int, slowest time.Duration) time.Duration {
+	if ahead < p.before {
+		p.began = time.Now()
+	}
+	p.before = ahead
+	return min(time.Duration(ahead)*max(slot, 2*slowest), longest) - time.Since(p.began)
 }
 
 // look reads the pool.
@@ -163,9 +178,6 @@ func (t turn) forOwn(v *view) plan {
 
 // forAll makes the patch that is for all.
 func (t turn) forAll(ctx context.Context, v *view) (plan, error) {
-	if t.own.ResourceVersion == "" {
-		return t.forOwn(v), nil
-	}
 	own := version(t.own.ResourceVersion)
 	list, err := t.claims(ctx, max(own, v.removedAsOf()))
 	if err != nil {
@@ -248,9 +260,6 @@ func (t turn) marked(ctx context.Context) (notice, error) {
 	}
 	return notice{Version: pool.Metadata.ResourceVersion, AsOf: version(pool.Metadata.Annotations[t.mark])}, nil
 }
-
-// paced makes a time longer for a server that is slow.
-func (t turn) paced(d time.Duration) time.Duration { return max(d, 2*t.API.Slowest()) }
 
 // await waits until somebody has written the pool, later than seen or as one's own claim wants it, for as long
 // as patience.

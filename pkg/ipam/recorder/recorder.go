@@ -32,6 +32,7 @@ const (
 	callTime        = 5 * time.Second
 	roundTime       = 10 * time.Second // hundreds of reservations; what is left comes with the next round
 	settlers        = 4                // reservations and removals under way at once
+	manyClaims      = 50               // to settle: from here on the reservations are listed first
 	sweepEvery      = time.Minute      // how often claims whose quarantine is over are looked for
 )
 
@@ -117,7 +118,7 @@ type mirror struct {
 	*Recorder
 	store   *kube.Store
 	settled map[string]string // version of each claim that is wholly mirrored, by name; of the rounds alone
-	worked  time.Time         // when a round succeeded or there was nothing to do
+	worked  time.Time         // when something was recorded, or there was nothing to do
 
 	mu     sync.Mutex
 	claims map[string]v1alpha1.AddressClaim
@@ -226,12 +227,11 @@ func (m *mirror) round(ctx context.Context) {
 		}
 	}
 	if !failed {
-		m.mu.Lock()
-		m.worked = time.Now()
-		m.mu.Unlock()
+		m.advanced()
 	}
 }
 
+// pool mirrors the claims of a pool: first all of them in the pool, then each in its reservation.
 func (m *mirror) pool(ctx context.Context, pool string, claims []v1alpha1.AddressClaim, asOf string) error {
 	if _, err := m.store.Mirror(ctx, pool, claims, asOf); err != nil {
 		return err
@@ -239,6 +239,31 @@ func (m *mirror) pool(ctx context.Context, pool string, claims []v1alpha1.Addres
 	claims = slices.DeleteFunc(claims, func(c v1alpha1.AddressClaim) bool {
 		return m.settled[c.Name] == c.ResourceVersion && c.Spec.Declined == nil
 	})
+	if len(claims) > manyClaims {
+		if err := m.skipReserved(ctx, &claims); err != nil {
+			return err
+		}
+	}
+	return m.settle(ctx, claims)
+}
+
+// skipReserved takes those off claims of whose reservations nothing is missing: a recorder that begins finds thousands of them.
+func (m *mirror) skipReserved(ctx context.Context, claims *[]v1alpha1.AddressClaim) error {
+	reserved, err := m.store.Reserved(ctx, *claims)
+	if err != nil {
+		return err
+	}
+	*claims = slices.DeleteFunc(*claims, func(c v1alpha1.AddressClaim) bool {
+		if reserved[c.Name] {
+			m.settled[c.Name] = c.ResourceVersion
+		}
+		return reserved[c.Name]
+	})
+	return nil
+}
+
+// settle does what comes after the pool for each claim. One that can't be settled doesn't mean that nothing works.
+func (m *mirror) settle(ctx context.Context, claims []v1alpha1.AddressClaim) error {
 	faults := make([]error, len(claims))
 	var group sync.WaitGroup
 	slots := make(chan struct{}, settlers)
@@ -253,7 +278,15 @@ func (m *mirror) pool(ctx context.Context, pool string, claims []v1alpha1.Addres
 	for i, c := range claims {
 		if faults[i] == nil {
 			m.settled[c.Name] = c.ResourceVersion
+			m.advanced()
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// advanced notes that recording works.
+func (m *mirror) advanced() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.worked = time.Now()
 }
