@@ -229,9 +229,14 @@ func leaseSettings(t *testing.T, theirs, ours *side) {
 	assert.Equal(t, whole1, ours.objects(t, ours.space))
 }
 
+const flatFile = "/etc/cni/net.d/whereabouts.d/whereabouts.conf"
+
 func noFlatFile(t *testing.T, theirs, ours *side) {
 	node := theirs.Nodes[1]
-	require.NoError(t, node.Do(func() error { return os.Remove("/etc/cni/net.d/whereabouts.d/whereabouts.conf") }))
+	before, err := node.ReadFile(flatFile)
+	require.NoError(t, err)
+	require.NoError(t, node.Do(func() error { return os.Remove(flatFile) }))
+	defer func() { require.NoError(t, node.WriteFile(flatFile, before)) }()
 	theirs.node, ours.node = 1, 1
 	require.ErrorContains(t, theirs.add(t, small, pod1).err, "config file not found")
 	require.NoError(t, ours.add(t, small, pod1).err)

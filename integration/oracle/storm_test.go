@@ -108,15 +108,14 @@ func sideBySideReconciled(t *testing.T, b *bed) {
 // reconcile starts whereabouts' daemon, which in a cluster runs its reconciler once a day, with a run each second.
 func (b *bed) reconcile(t *testing.T, space string) (stop func()) {
 	node := b.Nodes[1]
-	const file = "/etc/cni/net.d/whereabouts.d/whereabouts.conf"
-	before, err := node.ReadFile(file)
+	before, err := node.ReadFile(flatFile)
 	require.NoError(t, err)
 	var conf map[string]any
 	require.NoError(t, json.Unmarshal(before, &conf))
 	conf["reconciler_cron_expression"] = "@every 1s"
 	with, err := json.Marshal(conf)
 	require.NoError(t, err)
-	require.NoError(t, node.WriteFile(file, with))
+	require.NoError(t, node.WriteFile(flatFile, with))
 	p, err := node.StartDaemon(t.Context(), controlplane.Daemon{
 		Name: "ip-control-loop", ServiceAccount: metav1.NamespaceSystem + "/whereabouts",
 		Args: []string{filepath.Join(tools.Build(t, "whereabouts"), "ip-control-loop")},
@@ -125,7 +124,7 @@ func (b *bed) reconcile(t *testing.T, space string) (stop func()) {
 	require.NoError(t, err)
 	return func() {
 		require.NoError(t, p.Kill())
-		require.NoError(t, node.WriteFile(file, before))
+		require.NoError(t, node.WriteFile(flatFile, before))
 	}
 }
 
