@@ -40,7 +40,7 @@ const (
 	addTime  = 30 * time.Second
 	delTime  = 30 * time.Second
 	undoTime = 20 * time.Second
-	lockWait = 10 * time.Second
+	lockWait = 20 * time.Second
 	grace    = 50 * time.Millisecond // frames under way to a MAC that neighbours have just left
 	declines = 3                     // how many duplicate addresses one ADD gives back
 )
@@ -94,13 +94,17 @@ type add struct {
 func (p *Plugin) Add(ctx context.Context, plan *netconf.Plan, req Request) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, addTime)
 	defer cancel()
-	a := &add{Plugin: p, Request: req, plan: plan, ipam: delegate{plan.IPAM.Type, plan.IPAM.Delegate, req.Path}}
+	a := &add{Plugin: p, Request: req, plan: plan, ipam: delegate{kind: plan.IPAM.Type, conf: plan.IPAM.Delegate, path: req.Path}}
 	if a.pod, err = openPod(req.Netns); err != nil {
 		return err
 	}
 	defer a.pod.close()
 	if err := a.pod.lock(ctx); err != nil {
 		return err
+	}
+	if !plan.Chained {
+		a.ipam.prepare(ctx)
+		defer a.ipam.drop()
 	}
 	if err := a.run(ctx); err != nil {
 		if undone := a.takeBackAll(); undone != nil {

@@ -43,7 +43,7 @@ func (p *Plugin) Check(ctx context.Context, plan *netconf.Plan, req Request) err
 	c.routes()
 	c.node(ctx)
 	if !plan.Chained {
-		c.faults = append(c.faults, delegate{plan.IPAM.Type, plan.IPAM.Delegate, req.Path}.check(ctx))
+		c.faults = append(c.faults, delegate{kind: plan.IPAM.Type, conf: plan.IPAM.Delegate, path: req.Path}.check(ctx))
 	}
 	if err := errors.Join(c.faults...); err != nil {
 		return cnierr.New(cnierr.InvalidConfig, "attachment %s of container %s isn't as ADD left it:\n%w", req.IfName, req.ContainerID, err)
@@ -188,7 +188,7 @@ func (p *Plugin) Status(ctx context.Context, plan *netconf.Plan, path string) er
 		impaired = down
 		faults = append(faults, err)
 	}
-	faults = append(faults, delegate{plan.IPAM.Type, plan.IPAM.Delegate, path}.status(ctx))
+	faults = append(faults, delegate{kind: plan.IPAM.Type, conf: plan.IPAM.Delegate, path: path}.status(ctx))
 	err := errors.Join(faults...)
 	if err == nil {
 		return nil

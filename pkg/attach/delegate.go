@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -30,6 +31,8 @@ type delegate struct {
 	kind string          // the plugin's type
 	conf json.RawMessage // the NetConf to give it
 	path string          // CNI_PATH
+
+	first *process // of ADD: started ahead of time, nil otherwise
 }
 
 // executor runs a plugin as a child that dies with us: an IPAM plugin that went on
@@ -38,7 +41,8 @@ type delegate struct {
 type executor struct {
 	version.PluginDecoder
 	*invoke.RawExec
-	said []byte // what the plugin printed last
+	first *process // is used for the first call, unless nil
+	said  []byte   // what the plugin printed last
 }
 
 func newExecutor() *executor {
@@ -47,31 +51,71 @@ func newExecutor() *executor {
 
 // ExecPlugin implements invoke.Exec.
 func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
-	out, err := execute(ctx, path, stdin, env)
-	e.said = out
-	return out, err
+	var err error
+	p := e.first
+	if e.first = nil; p == nil {
+		if p, err = start(ctx, path, env); err != nil {
+			return nil, err
+		}
+	}
+	e.said, err = p.run(ctx, stdin)
+	return e.said, err
 }
 
 func execute(ctx context.Context, path string, stdin []byte, env []string, args ...string) ([]byte, error) {
-	var stdout, stderr bytes.Buffer
-	c := exec.CommandContext(ctx, path, args...) //nolint:gosec // the IPAM plugin that the network names, from CNI_PATH
-	c.Env, c.Stdin, c.Stdout, c.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	c.WaitDelay = time.Second // a process that the plugin started may keep its stdout open
+	p, err := start(ctx, path, env, args...)
+	if err != nil {
+		return nil, err
+	}
+	return p.run(ctx, stdin)
+}
+
+// process is a plugin that was started and waits for its input. Until it has that it does nothing but start up.
+type process struct {
+	*exec.Cmd
+	stdin          io.WriteCloser
+	stdout, stderr bytes.Buffer
+}
+
+// start starts a plugin. It ends with ctx.
+func start(ctx context.Context, path string, env []string, args ...string) (p *process, err error) {
+	p = &process{Cmd: exec.CommandContext(ctx, path, args...)} //nolint:gosec // the IPAM plugin that the network names, from CNI_PATH
+	p.Env, p.Stdout, p.Stderr = env, &p.stdout, &p.stderr
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.WaitDelay = time.Second // a process that the plugin started may keep its stdout open
+	if p.stdin, err = p.StdinPipe(); err == nil {
+		err = p.Start()
+	}
+	if err != nil {
+		return nil, pluginError(path, err, nil, "")
+	}
+	return p, nil
+}
+
+// run gives a plugin its input and waits for what it prints.
+func (p *process) run(ctx context.Context, stdin []byte) ([]byte, error) {
 	began := time.Now()
-	err := c.Run()
+	_, _ = p.stdin.Write(stdin) // what ends without having read it says why
+	_ = p.stdin.Close()
+	err := p.Wait()
 	if errors.Is(err, exec.ErrWaitDelay) { // it ended well; only that other process is still there
 		err = nil
 	}
 	if err != nil && ctx.Err() != nil {
 		return nil, cnierr.New(cnierr.TryAgain, "%s gave no answer within %s, the time for this call, and was killed (%w); it said %q on stderr",
-			path, time.Since(began).Round(time.Millisecond), ctx.Err(), strings.TrimSpace(stderr.String()))
+			p.Path, time.Since(began).Round(time.Millisecond), ctx.Err(), strings.TrimSpace(p.stderr.String()))
 	}
 	if err == nil {
-		_, _ = stderr.WriteTo(os.Stderr)
-		return stdout.Bytes(), nil
+		_, _ = p.stderr.WriteTo(os.Stderr)
+		return p.stdout.Bytes(), nil
 	}
-	return nil, pluginError(path, err, stdout.Bytes(), stderr.String())
+	return nil, pluginError(p.Path, err, p.stdout.Bytes(), p.stderr.String())
+}
+
+// end ends a plugin that got no input: it has done nothing yet.
+func (p *process) end() {
+	_ = p.Process.Kill()
+	_ = p.Wait()
 }
 
 // pluginError is the CNI error object that a failed plugin printed, or else what
@@ -112,8 +156,29 @@ func (d delegate) binary() (string, error) {
 	return path, nil
 }
 
-func (d delegate) add(ctx context.Context) (*types100.Result, error) {
+// prepare starts our own IPAM plugin ahead of its ADD: it starts up while this process looks at the node. Whether it can be
+// started at all its ADD says. Others may do more than wait before they have their input.
+func (d *delegate) prepare(ctx context.Context) {
+	path, err := d.binary()
+	if d.kind != OwnIPAM || err != nil {
+		return
+	}
+	if p, err := start(ctx, path, os.Environ()); err == nil {
+		d.first = p
+	}
+}
+
+// drop ends what was prepared and not used.
+func (d *delegate) drop() {
+	if d.first != nil {
+		d.first.end()
+		d.first = nil
+	}
+}
+
+func (d *delegate) add(ctx context.Context) (*types100.Result, error) {
 	e := newExecutor()
+	e.first, d.first = d.first, nil
 	result, err := invoke.DelegateAdd(ctx, d.kind, d.conf, e)
 	if err != nil && cnierr.CodeOf(err) != cnierr.Unclassified {
 		return nil, d.fail("ADD", err)

@@ -77,7 +77,7 @@ func (p *Plugin) takeBack(ctx context.Context, sandbox *pod, at record.Attachmen
 		if err := fault.At("del.ipam"); err != nil {
 			return err
 		}
-		if err := (delegate{at.IPAM, at.Delegate, path}).del(ctx); err != nil {
+		if err := (delegate{kind: at.IPAM, conf: at.Delegate, path: path}).del(ctx); err != nil {
 			return err
 		}
 	}
@@ -101,7 +101,7 @@ func (p *Plugin) GC(ctx context.Context, plan *netconf.Plan, path string) error 
 			}
 		}
 	}
-	ipam := delegate{plan.IPAM.Type, plan.IPAM.Delegate, path}
+	ipam := delegate{kind: plan.IPAM.Type, conf: plan.IPAM.Delegate, path: path}
 	faults = append(faults, ipam.gc(ctx))
 	return errors.Join(faults...)
 }
