@@ -227,6 +227,7 @@ func TestCluster(t *testing.T) {
 		{"a node is cut off, and one is slow", cutOff},
 		{"a node joins", joined},
 		{"a node is drained and removed", removed},
+		{"a hundred pods with whereabouts", beside},
 	}
 	for _, step := range steps {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, b) }) {
@@ -368,6 +369,17 @@ func (b bed) talk(t *testing.T, from *Node, to netip.Addr) (stop func() (sent, l
 	}
 }
 
+// beside is the same with stock macvlan and whereabouts, whose leaks later steps
+// would find: it is the last.
+func beside(t *testing.T, b bed) {
+	if times(0, 1) == 0 {
+		t.Skip("for its figure alone")
+	}
+	b.remove(t, "")
+	b.wantPoolsEmpty(t)
+	b.oneCrowd(t, stock, 100)
+}
+
 // names are the pods' names of a crowd.
 func names(n int) []string {
 	var all []string
@@ -382,9 +394,6 @@ func crowd(t *testing.T, b bed) {
 	b.wantPoolsEmpty(t)
 	for range times(1, 3) {
 		b.oneCrowd(t, ours, times(30, 100))
-	}
-	if times(0, 1) == 1 {
-		b.oneCrowd(t, stock, 100)
 	}
 }
 
@@ -416,12 +425,17 @@ func (b bed) oneCrowd(t *testing.T, network controlplane.Network, n int) {
 		}
 		return nil
 	})
-	ready := time.Since(begin)
+	t.Logf("%d pods with network %s: Ready after %s", n, network.Name, time.Since(begin).Round(100*time.Millisecond))
 	b.wantDistinct(t, seen)
 	begin = time.Now()
 	b.remove(t, "")
+	if network == stock { // whereabouts' DEL may fail unseen: not ours to mend
+		held, err := b.held(t.Context())
+		t.Logf("gone after %s more, held still: %v (%v)", time.Since(begin).Round(100*time.Millisecond), held, err)
+		return
+	}
 	b.wantPoolsEmpty(t)
-	t.Logf("%d pods with network %s: Ready after %s, gone after %s more", n, network.Name, ready.Round(100*time.Millisecond), time.Since(begin).Round(100*time.Millisecond))
+	t.Logf("gone, and all addresses free, after %s more", time.Since(begin).Round(100*time.Millisecond))
 	for _, node := range b.on() {
 		peak, err := node.MultusMemoryPeak(t.Context())
 		require.NoError(t, err)
