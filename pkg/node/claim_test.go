@@ -32,3 +32,22 @@ func TestTheClusterIsAskedOnceInACall(t *testing.T) {
 	assert.Equal(t, 1, asked)
 	assert.False(t, r.renewed, "so the next call asks again")
 }
+
+// A node that was started a moment after the last answer hears of the peers that came in that moment.
+func TestANodeThatHasNoParentAsks(t *testing.T) {
+	w := inCluster(t, prepared()(), "192.168.7.2")
+	asked := 0
+	claim := w.e.Claim
+	w.e.Claim = func(ctx context.Context, p *netconf.Plan, s place.Seen, l place.Place) (place.Place, error) {
+		asked++
+		return claim(ctx, p, s, l)
+	}
+	require.NoError(t, w.ensure(vxlan()))
+	require.NoError(t, w.ensure(vxlan()))
+	assert.Equal(t, 1, asked, "the last answer is young")
+	link, err := w.f.Link("vxlan-storage")
+	require.NoError(t, err)
+	require.NoError(t, w.f.DelLink(link.Index))
+	require.NoError(t, w.ensure(vxlan()))
+	assert.Equal(t, 2, asked)
+}

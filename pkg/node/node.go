@@ -297,7 +297,7 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	switch {
 	case r.claimed != nil:
 		return *r.claimed, nil
-	case known && (r.passive || time.Since(r.asked) < claimAge):
+	case known && (r.passive || time.Since(r.asked) < claimAge && r.made()):
 		return r.last, nil
 	case r.passive:
 		return place.Place{}, errUnclaimed
@@ -314,6 +314,13 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	}
 	r.claimed = &p
 	return p, nil
+}
+
+// made says that the parent is there. A node that must make it has been started just now, and peers may have come meanwhile:
+// however young the last answer is, it asks.
+func (r *run) made() bool {
+	_, err := r.Kernel.Link(r.plan.Parent.Name)
+	return !kernel.IsNotFound(err)
 }
 
 // complete says that a place has all that plan's network needs.

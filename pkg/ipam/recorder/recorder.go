@@ -31,6 +31,7 @@ const (
 	worksWithin     = 15 * time.Second // recording that has not succeeded for so long doesn't work; with renewEvery well below kube.LeaseFresh
 	callTime        = 5 * time.Second
 	roundTime       = 10 * time.Second // hundreds of reservations; what is left comes with the next round
+	restFor         = 2                // times what a round took comes before the next one
 	settlers        = 4                // reservations and removals under way at once
 	manyClaims      = 50               // to settle: from here on the reservations are listed first
 	sweepEvery      = time.Minute      // how often claims whose quarantine is over are looked for
@@ -100,8 +101,9 @@ func (r *Recorder) lead(ctx context.Context) error {
 		case <-sweep.C:
 			m.all()
 		case <-m.wake:
+			began := time.Now()
 			m.round(ctx)
-			sleep(ctx, r.Interval)
+			sleep(ctx, max(r.Interval, restFor*time.Since(began))) // a pool of thousands takes the server's time from ADDs
 		}
 	}
 }
