@@ -32,7 +32,10 @@ import (
 //
 // by which the processes of this node share the addresses out among them: hundreds that start at once would ask the
 // API server for the same ones else. It is a hint: where addresses are short nobody heeds it.
-type journal struct{ dir string }
+type journal struct {
+	dir       string
+	lingering bool // claims that were given up are there until a recorder removes them
+}
 
 // page is what an attachment may hold.
 type page struct {
@@ -79,20 +82,41 @@ func (j journal) note(owner ipam.Owner, n noted) error {
 	return j.write(p)
 }
 
-// heldDir is where this node's processes share addresses out.
-const heldDir = "held"
+const (
+	heldDir     = "held"     // where this node's processes share addresses out
+	releasedDir = "released" // what a link begins with whose claim the recorder has yet to remove
+	lingerTime  = 5 * time.Second
+)
 
-// held lists the claims that attachments of this node have, or are about to ask for.
-func (j journal) held() map[string]bool {
+// held lists the claims that other attachments of this node have, or are about to ask for, or gave up a moment ago.
+func (j journal) held(owner ipam.Owner) map[string]bool {
 	entries, err := os.ReadDir(filepath.Join(j.dir, heldDir))
 	if err != nil {
 		return nil // not made yet
 	}
+	own := filepath.Base(j.path(owner))
+	ofPod, _, _ := strings.Cut(own, ".")
 	names := make(map[string]bool, len(entries))
 	for _, e := range entries {
-		names[e.Name()] = true
+		link := filepath.Join(j.dir, heldDir, e.Name())
+		page, err := os.Readlink(link)
+		dir, name := filepath.Split(page)
+		switch {
+		case err != nil || page == own:
+		case dir == "":
+			names[e.Name()] = true
+		case lingers(link):
+			names[e.Name()] = !strings.HasPrefix(name, ofPod+".") // a pod that comes back may have it
+		default:
+			_ = os.Remove(link)
+		}
 	}
 	return names
+}
+
+func lingers(link string) bool {
+	info, err := os.Lstat(link)
+	return err == nil && time.Since(info.ModTime()) < lingerTime
 }
 
 // hold says that a claim is about to be made for owner, unless another attachment of this node was quicker.
@@ -106,8 +130,12 @@ func (j journal) hold(owner ipam.Owner, name string) (bool, error) {
 		err = os.Symlink(page, link)
 	}
 	if errors.Is(err, fs.ErrExist) {
-		whose, err := os.Readlink(link)
-		return err == nil && whose == page, nil
+		whose, _ := os.Readlink(link)
+		if !strings.Contains(whose, "/") {
+			return whose == page, nil
+		}
+		_ = os.Remove(link) // the pod's own of a moment ago
+		err = os.Symlink(page, link)
 	}
 	if err != nil {
 		return false, journalError("note that an address is asked for", err)
@@ -115,16 +143,21 @@ func (j journal) hold(owner ipam.Owner, name string) (bool, error) {
 	return true, nil
 }
 
-// letGo takes away the notes that a sandbox's attachment holds claims.
+// letGo takes away the notes that a sandbox's attachment holds claims. Where a recorder is to remove the claims that
+// is noted instead.
 func (j journal) letGo(owner ipam.Owner, names ...string) error {
 	var errs []error
 	for _, name := range names {
 		link := filepath.Join(j.dir, heldDir, name)
 		page, err := os.Readlink(link)
-		if err != nil || !strings.HasSuffix(page, "."+sandboxDigest(owner)+".json") {
+		if err != nil || strings.Contains(page, "/") || !strings.HasSuffix(page, "."+sandboxDigest(owner)+".json") {
 			continue // somebody else's
 		}
-		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = os.Remove(link)
+		if err == nil && j.lingering {
+			err = os.Symlink(filepath.Join(releasedDir, page), link)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 			errs = append(errs, journalError("take the note of an address away", err))
 		}
 	}
@@ -154,7 +187,7 @@ func (j journal) close(owner ipam.Owner) error {
 	if err != nil {
 		return err
 	}
-	names := slices.Collect(maps.Keys(j.held()))
+	names := slices.Collect(maps.Keys(j.held(ipam.Owner{})))
 	if len(p.Claims) > 0 {
 		names = names[:0]
 		for _, c := range p.Claims {

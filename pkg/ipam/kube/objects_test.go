@@ -3,11 +3,13 @@ package kube
 import (
 	"math/big"
 	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
@@ -89,7 +91,7 @@ func TestLeaseFresh(t *testing.T) {
 }
 
 func TestJournal(t *testing.T) {
-	j := journal{t.TempDir()}
+	j := journal{dir: t.TempDir()}
 	one := ipam.Owner{PodRef: "ns/pod", ContainerID: "c1", IfName: "net1"}
 	two := one
 	two.IfName = "net2"
@@ -119,4 +121,40 @@ func TestJournal(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, pages, 1)
 	assert.Equal(t, newer, pages[0].Owner)
+}
+
+// The processes of a node share addresses out; what the recorder has yet to remove is for nobody but the pod that had it.
+func TestHeld(t *testing.T) {
+	j := journal{dir: t.TempDir(), lingering: true}
+	one := ipam.Owner{PodRef: "ns/one", ContainerID: "c1", IfName: "net1"}
+	two := ipam.Owner{PodRef: "ns/two", ContainerID: "c2", IfName: "net1"}
+	again := ipam.Owner{PodRef: "ns/one", ContainerID: "c3", IfName: "net1"}
+	hold := func(want bool, o ipam.Owner) {
+		t.Helper()
+		got, err := j.hold(o, "10.0.0.1")
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+	}
+	hold(true, one)
+	hold(true, one)
+	hold(false, two)
+	assert.True(t, j.held(two)["10.0.0.1"])
+	assert.False(t, j.held(one)["10.0.0.1"])
+
+	require.NoError(t, j.note(one, noted{Name: "10.0.0.1"}))
+	require.NoError(t, j.forget(one, "10.0.0.1"))
+	assert.True(t, j.held(two)["10.0.0.1"], "the recorder hasn't seen it yet")
+	assert.False(t, j.held(again)["10.0.0.1"], "the same pod")
+	hold(true, again)
+
+	require.NoError(t, j.close(again), "without a page")
+	past := time.Now().Add(-time.Minute)
+	require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(j.dir, heldDir, "10.0.0.1"),
+		[]unix.Timespec{unix.NsecToTimespec(past.UnixNano()), unix.NsecToTimespec(past.UnixNano())}, unix.AT_SYMLINK_NOFOLLOW))
+	assert.Empty(t, j.held(two), "a recorder that takes longer leaves it to the API server")
+	hold(true, two)
+
+	j.lingering = false
+	require.NoError(t, j.close(two))
+	assert.Empty(t, j.held(one))
 }

@@ -86,7 +86,7 @@ func New(o Options) *Store {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	s := &Store{Options: o, journal: journal{o.Journal}, views: map[string]*view{}, entries: map[string]int{}, strangers: map[string]bool{}}
+	s := &Store{Options: o, journal: journal{o.Journal, o.Agent}, views: map[string]*view{}, entries: map[string]int{}, strangers: map[string]bool{}}
 	s.agent = func(context.Context) bool { return false }
 	if o.Agent {
 		var once sync.Once
@@ -169,13 +169,10 @@ func (s *Store) Snapshot(ctx context.Context, pool ipam.Pool, owner ipam.Owner) 
 	if s.Agent {
 		go s.agent(ctx) // it is needed soon
 	}
-	s.held = s.journal.held()
+	s.held = s.journal.held(owner)
 	own := map[netip.Addr]whereabouts.IPAllocation{}
 	for _, p := range pages {
 		for _, c := range p.Claims {
-			if p.Owner.SameAttachment(owner) {
-				delete(s.held, c.Name)
-			}
 			if p.Owner.IfName == owner.IfName && c.Pool == pool.Name {
 				own[c.Address] = whereabouts.IPAllocation{}
 			} else {
