@@ -84,7 +84,7 @@ func (j journal) stand(ctx context.Context, name string) (l line, waited bool, e
 
 func lock(file *os.File, how int) error {
 	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|how) //nolint:gosec // a file descriptor
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|how)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
