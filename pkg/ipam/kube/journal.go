@@ -114,6 +114,16 @@ func (j journal) held(owner ipam.Owner) map[string]bool {
 	return names
 }
 
+// takeOver says that an attachment has the claim that an older sandbox of its pod had.
+func (j journal) takeOver(owner ipam.Owner, name string) error {
+	link := filepath.Join(j.dir, heldDir, name)
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return journalError("take the note of an address over", err)
+	}
+	_, err := j.hold(owner, name)
+	return err
+}
+
 func lingers(link string) bool {
 	info, err := os.Lstat(link)
 	return err == nil && time.Since(info.ModTime()) < lingerTime

@@ -157,4 +157,12 @@ func TestHeld(t *testing.T) {
 	j.lingering = false
 	require.NoError(t, j.close(two))
 	assert.Empty(t, j.held(one))
+
+	// What a newer sandbox took over goes with that one, though the older one hasn't been given up yet.
+	hold(true, one)
+	require.NoError(t, j.note(one, noted{Name: "10.0.0.1"}))
+	require.NoError(t, j.takeOver(again, "10.0.0.1"))
+	require.NoError(t, j.note(again, noted{Name: "10.0.0.1"}))
+	require.NoError(t, j.close(again))
+	assert.Empty(t, j.held(two))
 }

@@ -425,6 +425,9 @@ func (s *Store) Reown(ctx context.Context, pool ipam.Pool, read ipam.Claim, owne
 	if err != nil {
 		return err
 	}
+	if err := s.journal.takeOver(owner, read.Name); err != nil {
+		return err
+	}
 	if err := fault.At("ipam.add.reowned"); err != nil {
 		return err
 	}
