@@ -197,12 +197,12 @@ func (j journal) close(owner ipam.Owner) error {
 	if err != nil {
 		return err
 	}
-	names := slices.Collect(maps.Keys(j.held(ipam.Owner{})))
-	if len(p.Claims) > 0 {
-		names = names[:0]
-		for _, c := range p.Claims {
-			names = append(names, c.Name)
-		}
+	var names []string
+	for _, c := range p.Claims {
+		names = append(names, c.Name)
+	}
+	if len(names) == 0 {
+		names = slices.Collect(maps.Keys(j.held(ipam.Owner{})))
 	}
 	if err := j.letGo(owner, names...); err != nil {
 		return err

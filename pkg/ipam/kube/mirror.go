@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -32,10 +31,7 @@ func (s *Store) Mirror(ctx context.Context, pool string, claims []v1alpha1.Addre
 		if len(ops) == 0 && len(notes) == 0 {
 			return changed, nil
 		}
-		if removes(ops) {
-			notes[givenUp] = removal(max(newest(claims), v.removedAsOf()))
-		}
-		if _, err := s.patchPool(ctx, pool, slices.Concat(guarded(v), prepare(v), ops, annotate(v, notes))); err != nil {
+		if _, err := s.patchPool(ctx, pool, patchOf(v, ops, newest(claims), notes)); err != nil {
 			return changed, fmt.Errorf("record claims in IPPool %s/%s: %w", s.Namespace, pool, s.API.Explain(err))
 		}
 		changed, claims = true, rest
@@ -123,22 +119,6 @@ func (s *Store) settleLive(ctx context.Context, object v1alpha1.AddressClaim) er
 	return s.removeReservation(ctx, object.Spec, noted{Reservation: uid})
 }
 
-// removePodsReservation removes the reservation of a claim's address if it is of the same pod's interface, though of
-// another sandbox: one that was taken over and given up before the recorder came to it.
-func (s *Store) removePodsReservation(ctx context.Context, spec v1alpha1.AddressClaimSpec) error {
-	var r whereabouts.OverlappingRangeIPReservation
-	err := s.API.Get(ctx, Reservations(s.Namespace), reservationName(spec), &r)
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return s.explainReservation(reservationName(spec), err)
-	case !ofPod(spec, r.Spec.PodRef, r.Spec.IfName):
-		return nil
-	}
-	return s.remove(ctx, Reservations(s.Namespace), r.Name, string(r.UID))
-}
-
 // Reserved names those of some claims that are live and whose reservation is as it must be.
 func (s *Store) Reserved(ctx context.Context, claims []v1alpha1.AddressClaim) (map[string]bool, error) {
 	var list whereabouts.OverlappingRangeIPReservationList
@@ -168,7 +148,10 @@ func (s *Store) Settle(ctx context.Context, object v1alpha1.AddressClaim) error 
 		return s.settleLive(ctx, object)
 	}
 	if !object.Spec.Isolated {
-		if err := s.removePodsReservation(ctx, object.Spec); err != nil {
+		// Of another sandbox of the pod, too: one that was taken over and given up before the recorder came to it.
+		if err := s.removeReservationIf(ctx, object.Spec, func(r whereabouts.OverlappingRangeIPReservationSpec) bool {
+			return ofPod(object.Spec, r.PodRef, r.IfName)
+		}); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
@@ -160,6 +161,15 @@ func guarded(v *view) []kubeapi.Op {
 	return []kubeapi.Op{kubeapi.Test(annotationPath(givenUp), nil)}
 }
 
+// patchOf is a patch that is guarded, with what it is to note; asOf is the newest version of the claims that it is for, which
+// a removal notes.
+func patchOf(v *view, ops []kubeapi.Op, asOf uint64, notes map[string]string) []kubeapi.Op {
+	if removes(ops) {
+		notes[givenUp] = removal(max(asOf, v.removedAsOf()))
+	}
+	return slices.Concat(guarded(v), prepare(v), ops, annotate(v, notes))
+}
+
 // annotate notes something in a pool's annotations, in a patch that is guarded.
 func annotate(v *view, notes map[string]string) []kubeapi.Op {
 	if v.object.Annotations == nil && len(notes) > 0 {
@@ -189,13 +199,9 @@ func prepare(v *view) []kubeapi.Op {
 
 // patchPool changes a pool and returns its version then. It waits for nobody.
 func (s *Store) patchPool(ctx context.Context, name string, ops []kubeapi.Op) (string, error) {
-	var after struct {
-		Metadata struct {
-			ResourceVersion string `json:"resourceVersion"`
-		} `json:"metadata"`
-	}
+	var after metav1.PartialObjectMetadata
 	err := s.API.Patch(ctx, Pools(s.Namespace), name, ops, kubeapi.Meta(&after))
-	return after.Metadata.ResourceVersion, err
+	return after.ResourceVersion, err
 }
 
 // reserve sees to it that the address's reservation is this pod's, and returns its UID.
@@ -299,7 +305,7 @@ func (s *Store) explainPool(object v1alpha1.AddressClaim, err error) error {
 // touch notes that a claim was given up of which a pool has no entry: see the top of this file.
 func (s *Store) touch(ctx context.Context, v *view, claim v1alpha1.AddressClaim) error {
 	for asOf := version(claim.ResourceVersion); v.removedAsOf() < asOf; {
-		_, err := s.patchPool(ctx, v.object.Name, slices.Concat(guarded(v), prepare(v), annotate(v, map[string]string{givenUp: removal(asOf)})))
+		_, err := s.patchPool(ctx, v.object.Name, patchOf(v, nil, asOf, map[string]string{givenUp: removal(asOf)}))
 		if err == nil || apierrors.IsNotFound(err) {
 			return nil
 		}

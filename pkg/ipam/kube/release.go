@@ -241,21 +241,28 @@ func (s *Store) unrecord(ctx context.Context, object v1alpha1.AddressClaim, n no
 // removeReservation removes the reservation that mirrors a claim, whoever wrote it: one without a container
 // id is a real Whereabouts', for the same pod. Somebody else's stays.
 func (s *Store) removeReservation(ctx context.Context, spec v1alpha1.AddressClaimSpec, n noted) error {
-	name, uid := reservationName(spec), n.Reservation
-	if uid == "" {
-		var r whereabouts.OverlappingRangeIPReservation
-		err := s.API.Get(ctx, Reservations(s.Namespace), name, &r)
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read reservation %s/%s: %w", s.Namespace, name, s.API.Explain(err))
-		case r.Spec.PodRef != spec.PodRef || r.Spec.ContainerID != "" && !n.names(r.Spec.ContainerID, spec.ContainerID):
-			return nil
-		}
-		uid = string(r.UID)
+	if n.Reservation != "" {
+		return s.remove(ctx, Reservations(s.Namespace), reservationName(spec), n.Reservation)
 	}
-	return s.remove(ctx, Reservations(s.Namespace), name, uid)
+	return s.removeReservationIf(ctx, spec, func(r whereabouts.OverlappingRangeIPReservationSpec) bool {
+		return r.PodRef == spec.PodRef && (r.ContainerID == "" || n.names(r.ContainerID, spec.ContainerID))
+	})
+}
+
+// removeReservationIf removes the reservation of a claim's address if that is mine.
+func (s *Store) removeReservationIf(ctx context.Context, spec v1alpha1.AddressClaimSpec, mine func(whereabouts.OverlappingRangeIPReservationSpec) bool) error {
+	name := reservationName(spec)
+	var r whereabouts.OverlappingRangeIPReservation
+	err := s.API.Get(ctx, Reservations(s.Namespace), name, &r)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read reservation %s/%s: %w", s.Namespace, name, s.API.Explain(err))
+	case !mine(r.Spec):
+		return nil
+	}
+	return s.remove(ctx, Reservations(s.Namespace), name, string(r.UID))
 }
 
 // giveBack undoes a claim of this call that turned out to be another's address.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
@@ -122,12 +123,7 @@ func summarise(v *view, ops []kubeapi.Op) map[string]string {
 // readSummary reads what a pool holds as its summary says it; false where it must be read in whole. A pool that there
 // isn't yet holds nothing.
 func (s *Store) readSummary(ctx context.Context, pool ipam.Pool) (taken []netip.Addr, ok bool, err error) {
-	var object struct {
-		Metadata struct {
-			Generation  int64             `json:"generation"`
-			Annotations map[string]string `json:"annotations"`
-		} `json:"metadata"`
-	}
+	var object metav1.PartialObjectMetadata
 	err = s.API.Get(ctx, Pools(s.Namespace), pool.Name, kubeapi.Meta(&object), kubeapi.Cached())
 	if apierrors.IsNotFound(err) {
 		return nil, true, nil
@@ -135,6 +131,6 @@ func (s *Store) readSummary(ctx context.Context, pool ipam.Pool) (taken []netip.
 	if err != nil {
 		return nil, false, fmt.Errorf("IPPool %s/%s: %w", s.Namespace, pool.Name, s.API.Explain(err))
 	}
-	taken, ok = summarised(object.Metadata.Annotations[takenMark], object.Metadata.Generation, pool.Kept().Addr())
+	taken, ok = summarised(object.Annotations[takenMark], object.Generation, pool.Kept().Addr())
 	return taken, ok, nil
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
@@ -168,12 +168,11 @@ type plan struct {
 
 // forOwn makes the patch that is for one's own claim alone.
 func (t turn) forOwn(v *view) plan {
-	ops := append(prepare(v), change(v, t.own)...)
+	ops := change(v, t.own)
 	if !removes(ops) {
-		return plan{ops: ops}
+		return plan{ops: append(prepare(v), ops...)}
 	}
-	notes := map[string]string{givenUp: removal(max(version(t.own.ResourceVersion), v.removedAsOf()))}
-	return plan{ops: append(append(guarded(v), ops...), annotate(v, notes)...)}
+	return plan{ops: patchOf(v, ops, version(t.own.ResourceVersion), map[string]string{})}
 }
 
 // forAll makes the patch that is for all.
@@ -203,11 +202,7 @@ func (t turn) forAll(ctx context.Context, v *view) (plan, error) {
 	if len(p.except) == 0 {
 		notes[t.mark] = list.ResourceVersion
 	}
-	if removes(ops) {
-		notes[givenUp] = removal(max(newest, v.removedAsOf()))
-	}
-	p.ahead = len(before)
-	p.ops = slices.Concat(guarded(v), prepare(v), ops, annotate(v, notes))
+	p.ahead, p.ops = len(before), patchOf(v, ops, newest, notes)
 	return p, nil
 }
 
@@ -245,12 +240,7 @@ func settled(v *view, c v1alpha1.AddressClaim) bool {
 
 // marked looks at the pool's metadata.
 func (t turn) marked(ctx context.Context) (notice, error) {
-	var pool struct {
-		Metadata struct {
-			ResourceVersion string            `json:"resourceVersion"`
-			Annotations     map[string]string `json:"annotations"`
-		} `json:"metadata"`
-	}
+	var pool metav1.PartialObjectMetadata
 	err := t.API.Get(ctx, Pools(t.Namespace), t.own.Spec.Pool, kubeapi.Meta(&pool), kubeapi.Cached())
 	if apierrors.IsNotFound(err) {
 		return notice{}, nil
@@ -258,7 +248,7 @@ func (t turn) marked(ctx context.Context) (notice, error) {
 	if err != nil {
 		return notice{}, t.explainPool(t.own, err)
 	}
-	return notice{Version: pool.Metadata.ResourceVersion, AsOf: version(pool.Metadata.Annotations[t.mark])}, nil
+	return notice{Version: pool.ResourceVersion, AsOf: version(pool.Annotations[t.mark])}, nil
 }
 
 // await waits until somebody has written the pool, later than seen or as one's own claim wants it, for as long
