@@ -17,7 +17,6 @@ import (
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
 	"github.com/lhstorage/lhstorage/integration/testnode"
-	"github.com/lhstorage/lhstorage/integration/tools"
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/ipam/recorder"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
@@ -65,18 +64,7 @@ func (c *cluster) prepare(ctx context.Context) (err error) {
 	if c.api, err = kubeapi.New(c.Config); err != nil {
 		return err
 	}
-	root, err := tools.Root()
-	if err != nil {
-		return err
-	}
-	files, err := filepath.Glob(filepath.Join(root, "deploy", "crds", "*.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := c.ApplyFiles(ctx, nil, append(files, filepath.Join(root, "deploy", "rbac", "node.yaml"))...); err != nil {
-		return err
-	}
-	content, err := c.ServiceAccountKubeconfig(ctx, namespace, "lhstorage-node", "")
+	content, err := c.InstallOwn(ctx)
 	if err != nil {
 		return err
 	}

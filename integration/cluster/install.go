@@ -6,9 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/lhstorage/lhstorage/integration/tools"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
@@ -17,18 +14,7 @@ const nodeKubeconfig = "/etc/lhstorage/kubeconfig"
 // InstallLhstorage does what lhstorage's installer does: its definitions and
 // rights in the cluster, its programs and files on each node.
 func (c *Cluster) InstallLhstorage(ctx context.Context) error {
-	root, err := tools.Root()
-	if err != nil {
-		return err
-	}
-	manifests, err := filepath.Glob(filepath.Join(root, "deploy", "crds", "*.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := c.ApplyFiles(ctx, nil, append(manifests, filepath.Join(root, "deploy", "rbac", "node.yaml"))...); err != nil {
-		return err
-	}
-	access, err := c.ServiceAccountKubeconfig(ctx, metav1.NamespaceSystem, "lhstorage-node", "")
+	access, err := c.InstallOwn(ctx)
 	if err != nil {
 		return err
 	}

@@ -42,3 +42,20 @@ func (c *Cluster) install(ctx context.Context) error {
 		filepath.Join(multus, "deployments", "multus-daemonset-thick.yml"),
 		filepath.Join(whereabouts, "doc", "crds", "daemonset-install.yaml"))...)
 }
+
+// InstallOwn applies lhstorage's definitions and the rights of its programs on nodes, as its installer does, and returns
+// the kubeconfig of those programs.
+func (c *Cluster) InstallOwn(ctx context.Context) (kubeconfig []byte, err error) {
+	root, err := tools.Root()
+	if err != nil {
+		return nil, err
+	}
+	definitions, err := filepath.Glob(filepath.Join(root, "deploy", "crds", "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	if err := c.ApplyFiles(ctx, nil, append(definitions, filepath.Join(root, "deploy", "rbac", "node.yaml"))...); err != nil {
+		return nil, err
+	}
+	return c.ServiceAccountKubeconfig(ctx, metav1.NamespaceSystem, "lhstorage-node", "")
+}

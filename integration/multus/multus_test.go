@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -51,13 +50,7 @@ type bed struct {
 func newBed(t *testing.T, nodes lab.Options) bed {
 	t.Helper()
 	c := controlplane.Up(t, controlplane.Options{UnsafeNoFsync: true, Lab: nodes, BinDirs: []string{tools.Ours(t)}})
-	root, err := tools.Root()
-	require.NoError(t, err)
-	crds, err := filepath.Glob(filepath.Join(root, "deploy/crds/*.yaml"))
-	require.NoError(t, err)
-	require.NoError(t, c.ApplyFiles(t.Context(), []string{"CustomResourceDefinition"}, crds...))
-	require.NoError(t, c.ApplyFiles(t.Context(), []string{"ServiceAccount", "ClusterRole", "ClusterRoleBinding"}, filepath.Join(root, "deploy/rbac/node.yaml")))
-	account, err := c.ServiceAccountKubeconfig(t.Context(), metav1.NamespaceSystem, "lhstorage-node", "")
+	account, err := c.InstallOwn(t.Context())
 	require.NoError(t, err)
 	for i, n := range c.Nodes {
 		identify(t, n)
