@@ -135,8 +135,14 @@ func TestHeld(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
 	}
+	age := func() {
+		t.Helper()
+		past := unix.NsecToTimespec(time.Now().Add(-time.Minute).UnixNano())
+		require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(j.dir, heldDir, "10.0.0.1"), []unix.Timespec{past, past}, unix.AT_SYMLINK_NOFOLLOW))
+	}
 	hold(true, one)
 	hold(true, one)
+	age()
 	hold(false, two)
 	assert.True(t, j.held(two)["10.0.0.1"])
 	assert.False(t, j.held(one)["10.0.0.1"])
@@ -148,9 +154,7 @@ func TestHeld(t *testing.T) {
 	hold(true, again)
 
 	require.NoError(t, j.close(again), "without a page")
-	past := time.Now().Add(-time.Minute)
-	require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(j.dir, heldDir, "10.0.0.1"),
-		[]unix.Timespec{unix.NsecToTimespec(past.UnixNano()), unix.NsecToTimespec(past.UnixNano())}, unix.AT_SYMLINK_NOFOLLOW))
+	age()
 	assert.Empty(t, j.held(two), "a recorder that takes longer leaves it to the API server")
 	hold(true, two)
 
