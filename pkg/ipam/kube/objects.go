@@ -39,6 +39,9 @@ func Slices(namespace string) kubeapi.Resource {
 
 // nodeSlicePool is Whereabouts' NodeSlicePool, which its types of v0.8.0 don't have yet.
 type nodeSlicePool struct {
+	Metadata struct {
+		Name string `json:"name"`
+	} `json:"metadata"`
 	Spec struct {
 		Range     string `json:"range"`
 		SliceSize string `json:"sliceSize"`

@@ -36,32 +36,53 @@ func (s *Store) Sliced(ctx context.Context, pools []ipam.Pool, network, node str
 	return sliced, nil
 }
 
+// slice looks a node's slice up in what the server has in memory. That may lack a network or a node that has just come, so only the
+// object as it is says that there is none.
 func (s *Store) slice(ctx context.Context, name, node string) (netip.Prefix, error) {
-	var object nodeSlicePool
-	err := s.API.Get(ctx, Slices(s.Namespace), name, &object, kubeapi.Cached())
+	object, err := s.readSlices(ctx, name, kubeapi.Cached())
+	if err == nil && object.sliceOf(node) == "" {
+		object, err = s.readSlices(ctx, name)
+	}
+	text := object.sliceOf(node)
 	switch {
-	case apierrors.IsNotFound(err):
-		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "ipam.node_slice_size is set, but there is no NodeSlicePool %s/%s: is Whereabouts' node slice controller running, and does it know this network?", s.Namespace, name)
 	case err != nil:
-		return netip.Prefix{}, fmt.Errorf("read NodeSlicePool %s/%s: %w", s.Namespace, name, s.API.Explain(err))
+		return netip.Prefix{}, err
+	case object.Metadata.Name == "":
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "ipam.node_slice_size is set, but there is no NodeSlicePool %s/%s: is Whereabouts' node slice controller running, and does it know this network?", s.Namespace, name)
+	case text == "":
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s has no slice for node %s (%d of %d slices are given): make the range bigger or node_slice_size longer, or wait for Whereabouts' node slice controller",
+			s.Namespace, name, node, object.given(), len(object.Status.Allocations))
 	}
-	for _, a := range object.Status.Allocations {
-		if a.NodeName != node {
-			continue
-		}
-		slice, err := netip.ParsePrefix(a.SliceRange)
-		if err != nil {
-			return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s: the slice %q of node %s isn't a network in CIDR notation", s.Namespace, name, a.SliceRange, node)
-		}
-		return slice.Masked(), nil
+	slice, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s: the slice %q of node %s isn't a network in CIDR notation", s.Namespace, name, text, node)
 	}
-	return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s has no slice for node %s (%d of %d slices are given): make the range bigger or node_slice_size longer, or wait for Whereabouts' node slice controller",
-		s.Namespace, name, node, given(object), len(object.Status.Allocations))
+	return slice.Masked(), nil
 }
 
-func given(object nodeSlicePool) int {
+// readSlices reads a NodeSlicePool, an empty one where there is none.
+func (s *Store) readSlices(ctx context.Context, name string, opts ...kubeapi.Option) (object nodeSlicePool, err error) {
+	err = s.API.Get(ctx, Slices(s.Namespace), name, &object, opts...)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return object, fmt.Errorf("read NodeSlicePool %s/%s: %w", s.Namespace, name, s.API.Explain(err))
+	}
+	return object, nil
+}
+
+// sliceOf is what a node was given, "" for nothing.
+func (p nodeSlicePool) sliceOf(node string) string {
+	for _, a := range p.Status.Allocations {
+		if a.NodeName == node {
+			return a.SliceRange
+		}
+	}
+	return ""
+}
+
+// given counts the slices that some node has.
+func (p nodeSlicePool) given() int {
 	n := 0
-	for _, a := range object.Status.Allocations {
+	for _, a := range p.Status.Allocations {
 		if a.NodeName != "" {
 			n++
 		}
