@@ -2,11 +2,13 @@ package kubeipam
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	whereabouts "github.com/k8snetworkplumbingwg/whereabouts/pkg/api/whereabouts.cni.cncf.io/v1alpha1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -31,6 +33,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"quarantine", quarantine},
 		{"exhaustion", exhaustion},
 		{"collection", collection},
+		{"an entry that somebody else removed", removedByAnother},
 		{"verbs", verbs},
 		{"many at once", many},
 		{"as many pods as addresses", exact},
@@ -289,6 +292,28 @@ func collection(t *testing.T, b *bed) {
 	require.NoError(t, alloc.Collect(t.Context(), &[]ipam.Attachment{}))
 	assert.Contains(t, b.objects(t), "claim 10.0.0.3 cid2 default/pod2 net1")
 	assert.Equal(t, 1, b.whole(t, false))
+}
+
+// A DEL whose entry somebody else has removed notes in the pool all the same that its claim was given up: a patch for all that is under
+// way, by a list from before, must fail by that, or it would bring the entry back.
+func removedByAnother(t *testing.T, b *bed) {
+	n := b.node(t, "node1")
+	conf := `{"range": "10.0.0.0/24"}`
+	_, err := n.add(t, conf, pod1)
+	require.NoError(t, err)
+	require.NoError(t, b.api.Patch(t.Context(), kube.Pools("kube-system"), "10.0.0.0-24", []kubeapi.Op{kubeapi.Remove("/spec/allocations/1")}, nil))
+	var claim v1alpha1.AddressClaim
+	require.NoError(t, b.api.Get(t.Context(), kube.Claims, "10.0.0.1", &claim))
+	require.NoError(t, n.del(t, conf, pod1))
+	require.Empty(t, b.objects(t))
+	var pool whereabouts.IPPool
+	require.NoError(t, b.api.Get(t.Context(), kube.Pools("kube-system"), "10.0.0.0-24", &pool))
+	noted, _, _ := strings.Cut(pool.Annotations[v1alpha1.Group+"/given-up"], ".")
+	asOf, err := strconv.ParseUint(noted, 10, 64)
+	require.NoError(t, err, "the annotation is %q", noted)
+	listed, err := strconv.ParseUint(claim.ResourceVersion, 10, 64)
+	require.NoError(t, err)
+	assert.Greater(t, asOf, listed, "a list with the claim as a live one is as of %d", listed)
 }
 
 func many(t *testing.T, b *bed) {

@@ -273,7 +273,7 @@ func (s *Store) removeEntry(ctx context.Context, object v1alpha1.AddressClaim, n
 		last = v
 		entry, held := v.entry(addressOf(object))
 		if !held || !n.names(entry.ContainerID, object.Spec.ContainerID) || entry.IfName != "" && entry.IfName != object.Spec.IfName {
-			if !held && n.Recorded == "" && object.ResourceVersion != "" {
+			if !held && object.ResourceVersion != "" {
 				return done, s.touch(ctx, v, object)
 			}
 			return done, nil
