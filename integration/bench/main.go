@@ -13,6 +13,9 @@
 //	BENCH_FSYNC=off   etcd doesn't wait for its disk
 //	BENCH_OUT=FILE    the figures as JSON, too
 //
+// With 100 at once and more, unless the run is a quick one, it ends with whole pods in a real
+// cluster of three nodes (package cluster).
+//
 // A run that is interrupted (SIGINT, SIGTERM) prints and writes what it has
 // measured so far. It fails when a call of lhstorage failed, an address was given
 // twice or not given back; how fast something is, is for the reader.

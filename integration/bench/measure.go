@@ -41,6 +41,7 @@ type bench struct {
 	subjects []*subject
 	stages   []stage
 	versions []versionCase
+	podCases []podCase
 	meter    meter
 }
 
@@ -84,7 +85,7 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if b.subjects, err = b.newSubjects(plan.cases); err != nil {
 		return err
 	}
-	b.stages, b.versions = plan.stages, plan.versions
+	b.stages, b.versions, b.podCases = plan.stages, plan.versions, plan.pods
 	if b.meter, err = newMeter(ctx, b.dirs.meter); err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func (b *bench) close() error {
 
 // measure goes on where a call fails: what failed is part of the report.
 func (b *bench) measure(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{b.warmUp, b.singles, b.crowds, b.startUp, b.memory, b.byFill} {
+	for _, step := range []func(context.Context) error{b.warmUp, b.singles, b.crowds, b.startUp, b.memory, b.byFill, b.wholePods} {
 		if err := step(ctx); err != nil {
 			return err
 		}

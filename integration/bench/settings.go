@@ -96,6 +96,7 @@ type plan struct {
 	cases    []testCase
 	stages   []stage
 	versions []versionCase
+	pods     []podCase
 }
 
 // plan applies the settings to all cases there are. An error says that nothing is
@@ -115,9 +116,12 @@ func (s settings) plan() (plan, error) {
 			}
 		}
 	}
-	if len(p.cases)+len(p.stages)+len(p.versions) == 0 {
+	if !s.brief && s.most() >= podsAtOnce {
+		p.pods = slices.DeleteFunc(slices.Clone(podCases), func(c podCase) bool { return !s.cases.MatchString(c.name) })
+	}
+	if len(p.cases)+len(p.stages)+len(p.versions)+len(p.pods) == 0 {
 		return p, fmt.Errorf("BENCH_CASES=%s, BENCH_N and BENCH_QUICK leave nothing to measure: the cases are %s, those with a slash one by one only; "+
-			"without BENCH_QUICK fillings such as ipam:sync/fill=90; one by one version:lhstorage and the like", s.cases, strings.Join(names(cases), " "))
+			"without BENCH_QUICK fillings such as ipam:sync/fill=90; one by one version:lhstorage and the like; with BENCH_N of 100 or more pods:lhstorage and pods:macvlan+whereabouts", s.cases, strings.Join(names(cases), " "))
 	}
 	return p, nil
 }

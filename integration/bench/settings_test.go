@@ -21,9 +21,10 @@ func TestPlan(t *testing.T) {
 		n        []int
 		stages   int
 		versions int
+		pods     int
 		cluster  bool
 	}{
-		{name: "full", n: []int{1, 10, 50, 100, 200}, stages: len(stages), versions: len(versionCases), cluster: true},
+		{name: "full", n: []int{1, 10, 50, 100, 200}, stages: len(stages), versions: len(versionCases), pods: len(podCases), cluster: true},
 		{
 			name: "quick", env: map[string]string{"BENCH_QUICK": "1"},
 			cases: []string{
@@ -45,6 +46,7 @@ func TestPlan(t *testing.T) {
 			cases: []string{"macvlan+host-local", "lhstorage+host-local"}, n: []int{1, 50},
 		},
 		{name: "a full pool", env: map[string]string{"BENCH_CASES": "fill=9"}, cases: []string{}, n: []int{1, 10, 50, 100, 200}, stages: 2, cluster: true},
+		{name: "whole pods", env: map[string]string{"BENCH_CASES": "^pods:"}, cases: []string{}, n: []int{1, 10, 50, 100, 200}, pods: len(podCases)},
 		{name: "start-up", env: map[string]string{"BENCH_CASES": "^version:"}, cases: []string{}, n: []int{1, 10, 50, 100, 200}, versions: len(versionCases)},
 		{
 			name: "no probing at once", env: map[string]string{"BENCH_CASES": "lhstorage.sync", "BENCH_N": "10"},
@@ -64,6 +66,7 @@ func TestPlan(t *testing.T) {
 			assert.Equal(t, tt.n, s.n)
 			assert.Len(t, p.stages, tt.stages)
 			assert.Len(t, p.versions, tt.versions)
+			assert.Len(t, p.pods, tt.pods)
 			assert.Equal(t, tt.cluster, p.needCluster())
 		})
 	}
@@ -81,6 +84,7 @@ func TestSettingsThatMakeNoSense(t *testing.T) {
 		{map[string]string{"BENCH_FSYNC": "no"}, []string{"BENCH_FSYNC=no"}},
 		{map[string]string{"BENCH_CASES": "nothing"}, []string{"BENCH_CASES=nothing", "macvlan+whereabouts"}},
 		{map[string]string{"BENCH_CASES": "version:", "BENCH_N": "10"}, []string{"leave nothing to measure"}},
+		{map[string]string{"BENCH_CASES": "^pods:", "BENCH_N": "50"}, []string{"leave nothing to measure", "pods:lhstorage"}},
 		{map[string]string{"BENCH_CASES": "fill=", "BENCH_QUICK": "1"}, []string{"leave nothing to measure"}},
 	} {
 		s, err := settingsFrom(environment(tt.env))

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,11 +15,9 @@ import (
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
 	"github.com/lhstorage/lhstorage/integration/testnode"
-	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/lab"
 	"github.com/lhstorage/lhstorage/pkg/probe"
 )
@@ -32,7 +29,6 @@ const (
 	full   = "full"
 
 	namespace = "longhorn-system"
-	pool      = "10.100.1.0-24"
 
 	stockNAD = `{"cniVersion": "1.0.0", "name": "stock", "type": "macvlan", "master": "vxlan-storage", "mode": "bridge",
   "ipam": {"type": "whereabouts", "range": "10.100.1.0/24", "exclude": ["10.100.1.0/28"]}}`
@@ -49,8 +45,6 @@ const (
 var (
 	stock = controlplane.Network{Namespace: namespace, Name: "stock", Interface: StorageInterface}
 	ours  = controlplane.Network{Namespace: namespace, Name: "storage", Interface: StorageInterface}
-
-	claims = v1alpha1.GroupVersion.WithResource("addressclaims")
 )
 
 // bed is a cluster under test.
@@ -119,21 +113,10 @@ func (b bed) running(t *testing.T, names ...string) []Running {
 	return pods
 }
 
-// remove deletes pods and waits until they and what they held are gone.
-func (b bed) remove(t *testing.T, selector string) {
+// remove deletes all pods and waits until they and what they held are gone.
+func (b bed) remove(t *testing.T) {
 	t.Helper()
-	api := b.Kube.CoreV1().Pods(namespace)
-	// Of many pods it may take longer than one request, on a busy machine.
-	b.until(t, "the pods are deleted", func(ctx context.Context) error {
-		return api.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: selector})
-	})
-	b.until(t, "the pods are gone", func(ctx context.Context) error {
-		list, err := api.List(ctx, metav1.ListOptions{LabelSelector: selector})
-		if err == nil && len(list.Items) > 0 {
-			err = fmt.Errorf("%d are left, %s among them", len(list.Items), list.Items[0].Name)
-		}
-		return err
-	})
+	require.NoError(t, b.RemovePods(t.Context(), namespace))
 }
 
 func (b bed) until(t *testing.T, what string, f func(context.Context) error) {
@@ -141,44 +124,9 @@ func (b bed) until(t *testing.T, what string, f func(context.Context) error) {
 	require.NoError(t, controlplane.Until(t.Context(), nil, what, f))
 }
 
-// wantPoolsEmpty waits until no address is held: a pod's object may be gone before
-// the runtime has called DEL.
-func (b bed) wantPoolsEmpty(t *testing.T) {
+func (b bed) wantNoneHeld(t *testing.T) {
 	t.Helper()
-	b.until(t, "no address is held", func(ctx context.Context) error {
-		held, err := b.held(ctx)
-		if err == nil && len(held) > 0 {
-			err = fmt.Errorf("%d are: %v", len(held), held)
-		}
-		return err
-	})
-}
-
-// held are the addresses, and keys of the pool, that somebody holds, each with
-// where that is said.
-func (b bed) held(ctx context.Context) ([]string, error) {
-	var held []string
-	for _, resource := range []schema.GroupVersionResource{claims, controlplane.Reservations} {
-		list, err := b.Dynamic.Resource(resource).List(ctx, metav1.ListOptions{})
-		if err != nil {
-			if resource == claims { // before lhstorage is installed
-				continue
-			}
-			return nil, err
-		}
-		for _, item := range list.Items {
-			held = append(held, resource.Resource+" "+item.GetName())
-		}
-	}
-	object, err := b.Dynamic.Resource(controlplane.IPPools).Namespace(metav1.NamespaceSystem).Get(ctx, pool, metav1.GetOptions{})
-	if err != nil {
-		return held, err
-	}
-	allocations, _, err := unstructured.NestedMap(object.Object, "spec", "allocations")
-	for key := range allocations {
-		held = append(held, "pool key "+key)
-	}
-	return held, err
+	require.NoError(t, b.WaitNoneHeld(t.Context()))
 }
 
 // wantLegs checks the legs of all pods: those of the kind lost, and those from the
@@ -227,7 +175,6 @@ func TestCluster(t *testing.T) {
 		{"a node is cut off, and one is slow", cutOff},
 		{"a node joins", joined},
 		{"a node is drained and removed", removed},
-		{"a hundred pods with whereabouts", beside},
 	}
 	for _, step := range steps {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, b) }) {
@@ -246,8 +193,8 @@ func problem(t *testing.T, b bed) {
 		require.NoError(t, next.Attach(t.Context(), addr), "a remote disk")
 		require.Error(t, b.Nodes[i].Attach(t.Context(), addr), "the test shows nothing: %s reaches its own pod", b.Nodes[i].Name)
 	}
-	b.remove(t, "")
-	b.wantPoolsEmpty(t)
+	b.remove(t)
+	b.wantNoneHeld(t)
 }
 
 // answer is lhstorage on the parents that the script made.
@@ -259,8 +206,8 @@ func answer(t *testing.T, b bed) {
 		require.Equal(t, pods[i].Storage, addr)
 		b.wantAttached(t, addr)
 	}
-	b.remove(t, "")
-	b.wantPoolsEmpty(t)
+	b.remove(t)
+	b.wantNoneHeld(t)
 }
 
 // bridged is the same where the pod's first interface can't be overtaken.
@@ -303,7 +250,7 @@ func reboots(t *testing.T, b bed) {
 		pods[2] = after
 		b.wantLegs(t, pods, "")
 		require.NoError(t, b.Nodes[2].Attach(t.Context(), after.Storage))
-		held, err := b.held(t.Context())
+		held, err := b.Held(t.Context())
 		require.NoError(t, err)
 		require.Len(t, held, 3*len(pods), "claim, reservation and pool entry for each pod: %v", held)
 	}
@@ -369,17 +316,6 @@ func (b bed) talk(t *testing.T, from *Node, to netip.Addr) (stop func() (sent, l
 	}
 }
 
-// beside is the same with stock macvlan and whereabouts, whose leaks later steps
-// would find: it is the last.
-func beside(t *testing.T, b bed) {
-	if times(0, 1) == 0 {
-		t.Skip("for its figure alone")
-	}
-	b.remove(t, "")
-	b.wantPoolsEmpty(t)
-	b.oneCrowd(t, stock, 100)
-}
-
 // names are the pods' names of a crowd.
 func names(n int) []string {
 	var all []string
@@ -390,8 +326,8 @@ func names(n int) []string {
 }
 
 func crowd(t *testing.T, b bed) {
-	b.remove(t, "")
-	b.wantPoolsEmpty(t)
+	b.remove(t)
+	b.wantNoneHeld(t)
 	for range times(1, 3) {
 		b.oneCrowd(t, ours, times(30, 100))
 	}
@@ -400,61 +336,18 @@ func crowd(t *testing.T, b bed) {
 // oneCrowd makes pods at once, wherever the scheduler puts them, and removes them.
 func (b bed) oneCrowd(t *testing.T, network controlplane.Network, n int) {
 	t.Helper()
+	made, err := b.MakeCrowd(t.Context(), namespace, network, n)
+	require.NoError(t, err)
+	t.Logf("%d pods with network %s: Ready after %s", n, network.Name, made.Wall().Round(100*time.Millisecond))
+	require.NoError(t, made.Duplicates())
 	begin := time.Now()
-	var wg sync.WaitGroup
-	for _, name := range names(n) {
-		wg.Go(func() { assert.NoError(t, b.Create(t.Context(), namespace, Pod("", name, network))) })
-	}
-	wg.Wait()
-	seen := map[string]string{}
-	b.until(t, fmt.Sprintf("%d pods are Ready", n), func(ctx context.Context) error {
-		time.Sleep(200 * time.Millisecond) // each look is a list of all
-		clear(seen)
-		list, err := b.Kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-		if err != nil {
-			return err
-		}
-		for _, pod := range list.Items {
-			if err := b.podReady(ctx, &pod); err != nil {
-				return fmt.Errorf("%s, after %d that are: %w", pod.Name, len(seen), err)
-			}
-			seen[pod.Name] = pod.Annotations[controlplane.NetworkStatusAnnotation]
-		}
-		if len(seen) < n {
-			return fmt.Errorf("%d of %d are there", len(seen), n)
-		}
-		return nil
-	})
-	t.Logf("%d pods with network %s: Ready after %s", n, network.Name, time.Since(begin).Round(100*time.Millisecond))
-	b.wantDistinct(t, seen)
-	begin = time.Now()
-	b.remove(t, "")
-	if network == stock { // whereabouts' DEL may fail unseen: not ours to mend
-		held, err := b.held(t.Context())
-		t.Logf("gone after %s more, held still: %v (%v)", time.Since(begin).Round(100*time.Millisecond), held, err)
-		return
-	}
-	b.wantPoolsEmpty(t)
+	b.remove(t)
+	b.wantNoneHeld(t)
 	t.Logf("gone, and all addresses free, after %s more", time.Since(begin).Round(100*time.Millisecond))
 	for _, node := range b.on() {
 		peak, err := node.MultusMemoryPeak(t.Context())
 		require.NoError(t, err)
 		t.Logf("%s: the Multus pod had %d MiB at most", node.Name, peak>>20)
-	}
-}
-
-// wantDistinct checks that each pod has one storage address and no two the same.
-func (b bed) wantDistinct(t *testing.T, status map[string]string) {
-	t.Helper()
-	owner := map[string]string{}
-	for pod, text := range status {
-		_, after, found := strings.Cut(text, `"`+StorageInterface+`"`)
-		require.True(t, found, "pod %s has no %s: %s", pod, StorageInterface, text)
-		i := strings.Index(after, "10.100.1.")
-		require.GreaterOrEqual(t, i, 0, "pod %s has no address: %s", pod, text)
-		address, _, _ := strings.Cut(after[i:], `"`)
-		require.Empty(t, owner[address], "%s is held by %s and %s", address, owner[address], pod)
-		owner[address] = pod
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -133,12 +134,16 @@ func (c *Cluster) WaitRunning(ctx context.Context, namespace, name string) (Runn
 	return r, r.find()
 }
 
+func isReady(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
 // podReady fails unless a pod is Ready, with the last warning about it.
 func (c *Cluster) podReady(ctx context.Context, pod *corev1.Pod) error {
-	for _, condition := range pod.Status.Conditions {
-		if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
-			return nil
-		}
+	if isReady(pod) {
+		return nil
 	}
 	text := fmt.Sprintf("phase %s", pod.Status.Phase)
 	events, err := c.Kube.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + pod.Name})
