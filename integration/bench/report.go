@@ -179,7 +179,7 @@ func (r *report) printResults(w io.Writer) {
 			group = g
 		}
 		t.AppendRow(table.Row{
-			res.Case, res.Op, res.N, res.turns, f1(res.P50), f1(res.P99), fmt.Sprintf("%.2f", res.Wall), measured(res.CPU), measured(res.RSS),
+			res.Case, res.Op, res.N, res.turns, measured(res.P50), measured(res.P99), fmt.Sprintf("%.2f", res.Wall), measured(res.CPU), measured(res.RSS),
 			res.Failures, res.Duplicates, r.ratio(res), res.baseline,
 		})
 	}
