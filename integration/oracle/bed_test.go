@@ -196,9 +196,9 @@ func (e entry) String() string {
 
 // objects are the entries and reservations of a namespace, one a line, sorted. Whereabouts writes no container id into a
 // reservation, so that isn't among them.
-func (b *bed) objects(t require.TestingT, space string) string {
-	lines := b.list(t, space)
+func (b *bed) objects(t require.TestingT, space string) (lines string) {
 	require.Eventually(t, func() bool { // what our program reads from the server's memory has to be there, too
+		lines = b.list(t, space) // anew each time: whereabouts' reconciler may be at it
 		return b.list(t, space, kubeapi.Cached()) == lines
 	}, 10*time.Second, time.Millisecond)
 	return lines
@@ -225,9 +225,10 @@ func (b *bed) list(t require.TestingT, space string, how ...kubeapi.Option) stri
 // claims are all claims, as the entries that they stand for.
 func (b *bed) claims(t require.TestingT) []v1alpha1.AddressClaim {
 	var claims, cached v1alpha1.AddressClaimList
-	require.NoError(t, b.api.List(context.Background(), kube.Claims, &claims))
 	require.Eventually(t, func() bool {
-		return b.api.List(context.Background(), kube.Claims, &cached, kubeapi.Cached()) == nil && len(cached.Items) == len(claims.Items)
+		claims, cached = v1alpha1.AddressClaimList{}, v1alpha1.AddressClaimList{}
+		return b.api.List(context.Background(), kube.Claims, &claims) == nil &&
+			b.api.List(context.Background(), kube.Claims, &cached, kubeapi.Cached()) == nil && len(cached.Items) == len(claims.Items)
 	}, 10*time.Second, time.Millisecond)
 	return claims.Items
 }
