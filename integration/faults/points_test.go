@@ -36,6 +36,7 @@ var (
 	elsewhere  = map[string]string{
 		"pkg/ipam/kube":  "integration/kubeipam/kill_test.go",
 		"pkg/ipam/queue": "integration/kubeipam/kill_test.go",
+		"pkg/hostclaim":  "integration/kubeipam/hostclaim_test.go",
 	}
 )
 

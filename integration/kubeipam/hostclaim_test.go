@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -48,7 +49,8 @@ type claimer struct {
 	index         int
 	seen          place.Seen
 	last          place.Place
-	answers       bool
+	answers       bool         // whatever address is asked
+	answering     []netip.Addr // that these do
 }
 
 func (c claimer) claim(t *testing.T, conf string) (string, error) {
@@ -56,7 +58,7 @@ func (c claimer) claim(t *testing.T, conf string) (string, error) {
 	require.NoError(t, err)
 	claimer := hostclaim.Claimer{
 		API: c.client(t, ""), Node: nodefile.File{NodeName: c.node, Index: c.index}, MachineID: c.machine,
-		Answers: func(context.Context, netip.Addr) bool { return c.answers },
+		Answers: func(_ context.Context, a netip.Addr) bool { return c.answers || slices.Contains(c.answering, a) },
 	}
 	got, err := claimer.Claim(t.Context(), plan, c.seen, c.last)
 	if err != nil {
@@ -129,6 +131,55 @@ func places(t *testing.T, b *bed) {
 	assert.Len(t, shared.Networks, 2)
 	assert.Equal(t, "10.100.1.2,10.100.2.2", shared.Address)
 	onALAN(t, b)
+	atTheSameMoment(t, b)
+	notYetClaimed(t, b)
+}
+
+// A fresh node leaves alone what a scripted node has that had no pod yet, be it the VTEP or the shim's address; when nothing else
+// is left it says so.
+func notYetClaimed(t *testing.T, b *bed) {
+	b.wipeShims(t)
+	conf := strings.Replace(storageNet, "10.100.1.0/28", "10.100.1.0/30", 1)
+	fresh := claimer{bed: b, node: "d", answering: addrs("10.100.100.1", "10.100.1.2")}
+	got, err := fresh.claim(t, conf)
+	require.NoError(t, err)
+	assert.Equal(t, "3 [10.100.1.3] 10.100.100.3 []", got)
+	got, err = claimer{bed: b, node: "a", seen: place.Seen{OnParent: addrs("10.100.1.1"), Local: addrs("10.100.1.1", "10.100.100.1")}, answers: true}.claim(t, conf)
+	require.NoError(t, err)
+	assert.Equal(t, "1 [10.100.1.1] 10.100.100.1 [10.100.100.3]", got)
+	fresh.node = "e"
+	_, err = fresh.claim(t, conf)
+	require.ErrorContains(t, err, "index 2 is nobody's, but 10.100.1.2 answers")
+	// Its own VTEP may answer as it likes.
+	got, err = claimer{bed: b, node: "e", seen: place.Seen{Local: addrs("10.100.100.2")}, answering: addrs("10.100.100.2")}.claim(t, conf)
+	require.NoError(t, err)
+	assert.Equal(t, "2 [10.100.1.2] 10.100.100.2 [10.100.100.1 10.100.100.3]", got)
+}
+
+// Two nodes that claimed one VTEP under different indexes, each before it could see the other: the first has it.
+func atTheSameMoment(t *testing.T, b *bed) {
+	b.wipeShims(t)
+	conf := strings.Replace(storageNet, "10.100.100.0/28", "192.168.7.0/24", 1)
+	for i, node := range []string{"a", "b"} {
+		require.NoError(t, b.api.Create(t.Context(), hostclaim.Shims, v1alpha1.HostShim{
+			TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: v1alpha1.HostShimKind},
+			ObjectMeta: metav1.ObjectMeta{Name: hostclaim.Name("vxlan-storage", i+1), Labels: map[string]string{v1alpha1.LabelParent: "vxlan-storage", v1alpha1.LabelNode: node}},
+			Spec:       v1alpha1.HostShimSpec{Node: node, Parent: "vxlan-storage", Index: i + 1, VTEP: "192.168.7.2"},
+		}, nil))
+	}
+	for _, c := range []struct {
+		who  claimer
+		want string
+	}{
+		{claimer{bed: b, node: "a", seen: place.Seen{Local: addrs("192.168.7.2")}}, "1 [10.100.1.1] 192.168.7.2 []"},
+		{claimer{bed: b, node: "b"}, "3 [10.100.1.3] 192.168.7.3 [192.168.7.2]"},
+		{claimer{bed: b, node: "a", seen: place.Seen{Local: addrs("192.168.7.2")}}, "1 [10.100.1.1] 192.168.7.2 [192.168.7.3]"},
+	} {
+		got, err := c.who.claim(t, conf)
+		require.NoError(t, err)
+		assert.Equal(t, c.want, got)
+	}
+	assert.NotContains(t, b.shims(t), "vxlan-storage-2")
 }
 
 // A VTEP that is an address of a LAN is the node's, but it says nothing about its index: what it stands for may lie
@@ -232,6 +283,12 @@ func fullRange(t *testing.T, b *bed) {
 	late := claimer{bed: b, node: "n7"}
 	_, err := late.claim(t, conf)
 	require.ErrorContains(t, err, "all 7 places on vxlan-storage that the host range and the VTEP range have are taken (no node has left)")
+	past := time.Now().Add(-2 * time.Hour).UTC().Format(time.RFC3339)
+	missed := []kubeapi.Op{kubeapi.Add("/metadata/annotations", map[string]string{"lhstorage.io/node-gone": past})}
+	require.NoError(t, b.api.Patch(t.Context(), hostclaim.Shims, "vxlan-storage-4", missed, nil))
+	_, err = late.claim(t, conf)
+	require.ErrorContains(t, err, "no node has left")
+	assert.Empty(t, b.shims(t)["vxlan-storage-4"].Annotations, "it is back: the next time it leaves its grace begins anew")
 	gone := ""
 	for name, h := range b.shims(t) {
 		if h.Spec.Index == 4 {
@@ -244,8 +301,7 @@ func fullRange(t *testing.T, b *bed) {
 		_, err = late.claim(t, conf)
 	}
 	require.ErrorContains(t, err, "is gone, is kept for another")
-	past := time.Now().Add(-2 * time.Hour).UTC().Format(time.RFC3339)
-	require.NoError(t, b.api.Patch(t.Context(), hostclaim.Shims, gone, []kubeapi.Op{kubeapi.Add("/metadata/annotations", map[string]string{"lhstorage.io/node-gone": past})}, nil))
+	require.NoError(t, b.api.Patch(t.Context(), hostclaim.Shims, gone, missed, nil))
 	late.answers = true
 	_, err = late.claim(t, conf)
 	require.ErrorContains(t, err, "can't be reused: 10.100.100.4 still answers")
@@ -288,20 +344,78 @@ func requireColumns(t *testing.T, b *bed, kind, headings, line string) {
 	assert.True(t, slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, line+" ") }), "%s\nlacks %s", out, line)
 }
 
+// hostShim runs the program's verb.
+func (m *machine) hostShim(t *testing.T, env ...string) (answer hostclaim.Answer, err error) {
+	var out, stderr bytes.Buffer
+	err = m.Do(func() error {
+		cmd := exec.Command(m.binary, "host-shim")
+		cmd.Env = append(os.Environ(), env...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(storageNet), &out, &stderr
+		return cmd.Run()
+	})
+	if err != nil {
+		return answer, fmt.Errorf("%w: %s%s", err, &out, &stderr)
+	}
+	require.NoError(t, json.Unmarshal(out.Bytes(), &answer), "%s", &out)
+	return answer, nil
+}
+
+// A node that is killed, or refused, at any point of a claim or of its move to another index has one place in the end.
+func placesInterrupted(t *testing.T, b *bed) {
+	const folder = "pkg/hostclaim"
+	w := b.ward(t, "sync")
+	pin := func(index string) {
+		_, err := b.Kubectl(t.Context(), "annotate", "--overwrite", "node", "node1", v1alpha1.IndexAnnotation+index)
+		require.NoError(t, err)
+	}
+	defer pin("-")
+	var covered []string
+	for _, c := range []struct {
+		name    string
+		from    string
+		to      string
+		index   int
+		passing []string
+	}{
+		{"a fresh node", "", "-", 1, []string{"hostclaim.created"}},
+		{"a move up", "-", "=7", 7, []string{"hostclaim.created", "hostclaim.move"}},
+		{"a move down", "=7", "=2", 2, []string{"hostclaim.created", "hostclaim.move"}},
+	} {
+		for _, point := range c.passing {
+			covered = append(covered, point)
+			for _, how := range []string{"kill", "error"} {
+				t.Run(fmt.Sprintf("%s, %s at %s", c.name, how, point), func(t *testing.T) {
+					b.wipeShims(t)
+					if c.from != "" {
+						pin(c.from)
+						_, err := w.hostShim(t)
+						require.NoError(t, err)
+					}
+					pin(c.to)
+					_, err := w.hostShim(t, "LHSTORAGE_FAULT="+point+"="+how)
+					require.Error(t, err)
+					answer, err := w.hostShim(t)
+					require.NoError(t, err)
+					assert.Equal(t, c.index, answer.Index)
+					assert.Empty(t, answer.Peers, "the place that it had is no peer's")
+					assert.Len(t, b.shims(t), 1)
+					assert.Contains(t, b.shims(t), hostclaim.Name("vxlan-storage", c.index))
+				})
+			}
+		}
+	}
+	slices.Sort(covered)
+	assert.Equal(t, faultPoints(t, folder), slices.Compact(covered), "the table covers each point of %s", folder)
+}
+
 // The program, with the rights of its account.
 func hostShimVerb(t *testing.T, b *bed) {
 	b.wipeShims(t)
 	for i, name := range []string{"node1", "node2"} {
 		m := b.machine(t, name, "sync")
-		var out, stderr bytes.Buffer
-		require.NoError(t, m.Do(func() error {
-			cmd := exec.Command(m.binary, "host-shim")
-			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(storageNet), &out, &stderr
-			return cmd.Run()
-		}), "%s%s", &out, &stderr)
-		var answer hostclaim.Answer
-		require.NoError(t, json.Unmarshal(out.Bytes(), &answer))
-		assert.Equal(t, i+1, answer.Index, "%s", &out)
+		answer, err := m.hostShim(t)
+		require.NoError(t, err)
+		assert.Equal(t, i+1, answer.Index)
 		assert.NotNil(t, answer.Peers)
 		assert.Len(t, answer.Peers, i)
 		assert.Equal(t, []netip.Addr{m.Address}, answer.Kubernetes, "what the node must never move")

@@ -142,7 +142,7 @@ func killed(t *testing.T, b *bed) {
 			}
 		}
 	}
-	assert.Equal(t, faultPoints(t), slices.Sorted(maps.Keys(covered)), "the table covers each point of %v", killedIn)
+	assert.Equal(t, faultPoints(t, killedIn...), slices.Sorted(maps.Keys(covered)), "the table covers each point of %v", killedIn)
 }
 
 func (b *bed) ward(t *testing.T, record string) *ward {
@@ -210,12 +210,12 @@ func (b *bed) attached(t *testing.T, container string) {
 	}, callTime, 50*time.Millisecond)
 }
 
-// faultPoints are the names of all fault points in killedIn, sorted, from the sources.
-func faultPoints(t *testing.T) []string {
+// faultPoints are the names of all fault points in folders, sorted, from the sources.
+func faultPoints(t *testing.T, folders ...string) []string {
 	root, err := tools.Root()
 	require.NoError(t, err)
 	var points []string
-	for _, folder := range killedIn {
+	for _, folder := range folders {
 		paths, err := filepath.Glob(filepath.Join(root, folder, "*.go"))
 		require.NoError(t, err)
 		require.NotEmpty(t, paths)

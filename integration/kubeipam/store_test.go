@@ -44,6 +44,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"full host range", fullRange},
 		{"families", families},
 		{"host-shim", hostShimVerb},
+		{"places, interrupted", placesInterrupted},
 		{"beside whereabouts", beside},
 		{"each call fails", eachCall},
 		{"API server away", away},

@@ -16,12 +16,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/fault"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
@@ -148,49 +150,101 @@ func (c *Claimer) list(ctx context.Context, parent string) ([]v1alpha1.HostShim,
 
 // try claims a place, given all that there are; errAgain when they have changed.
 func (c *Claimer) try(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, last place.Place, all []v1alpha1.HostShim) (Answer, error) {
-	own, err := c.own(ctx, all)
+	own, others, err := c.split(ctx, all)
 	if err != nil {
 		return Answer{}, err
 	}
-	if own != nil {
-		last = placeOf(*own, plan.Name)
+	if err := c.giveWay(ctx, own, others); err != nil {
+		return Answer{}, err
+	}
+	if len(own) > 0 {
+		last = placeOf(own[0], plan.Name)
 	}
 	var want place.Place
 	if place.Index(plan, node, seen, last) == 0 {
-		want, err = c.fresh(ctx, plan, node, seen, all)
+		want, err = c.fresh(ctx, plan, node, seen, others)
 	} else {
 		want, err = place.Resolve(plan, node, seen, last)
 	}
 	if err != nil {
 		return Answer{}, err
 	}
-	if err := taken(c.Node.NodeName, plan, want, all, own); err != nil {
+	if err := taken(node.NodeName, plan, want, own, others); err != nil {
 		return Answer{}, err
 	}
 	if err := c.keep(ctx, plan, want, own); err != nil {
 		return Answer{}, err
 	}
-	return answer(plan, want, all, own), nil
+	return answer(plan, want, others), nil
 }
 
-// own is this node's object: by its name, or, after it was renamed, by its machine id where
-// no live Node has that object's name.
-func (c *Claimer) own(ctx context.Context, all []v1alpha1.HostShim) (*v1alpha1.HostShim, error) {
-	for i := range all {
-		if all[i].Spec.Node == c.Node.NodeName {
-			return &all[i], nil
+// split tells the node's own objects from the others', its own newest first. It has more than one when it was killed while
+// it moved to another index. Its own are those of its name, or, after it was renamed, of its machine id where no live Node has
+// that object's name.
+func (c *Claimer) split(ctx context.Context, all []v1alpha1.HostShim) (own, others []v1alpha1.HostShim, err error) {
+	renamed := !slices.ContainsFunc(all, func(h v1alpha1.HostShim) bool { return h.Spec.Node == c.Node.NodeName })
+	for _, h := range all {
+		mine := h.Spec.Node == c.Node.NodeName
+		if renamed && c.MachineID != "" && h.Spec.MachineID == c.MachineID {
+			lives, err := c.lives(ctx, h.Spec.Node)
+			if err != nil {
+				return nil, nil, err
+			}
+			mine = !lives
+		}
+		if mine {
+			own = append(own, h)
+		} else {
+			others = append(others, h)
 		}
 	}
-	for i := range all {
-		if c.MachineID == "" || all[i].Spec.MachineID != c.MachineID {
-			continue
+	slices.SortFunc(own, func(a, b v1alpha1.HostShim) int {
+		if older(a, b) {
+			return 1
 		}
-		lives, err := c.lives(ctx, all[i].Spec.Node)
-		if err != nil || !lives {
-			return &all[i], err
+		return -1
+	})
+	return own, others, nil
+}
+
+// older says which of two objects was there first: of two nodes that claimed the same address at the same moment, under
+// different indexes, that one has it.
+func older(a, b v1alpha1.HostShim) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.Name < b.Name
+}
+
+// giveWay removes an object of this node that has an address which an older one of another node has too; the error is errAgain
+// then. What the node holds in its kernel it goes on holding, and is told whose it is.
+func (c *Claimer) giveWay(ctx context.Context, own, others []v1alpha1.HostShim) error {
+	for _, o := range own {
+		for _, h := range others {
+			if !older(h, o) || !shareAddress(h, o) {
+				continue
+			}
+			if err := c.remove(ctx, o); err != nil {
+				return err
+			}
+			return errAgain
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+func shareAddress(a, b v1alpha1.HostShim) bool {
+	theirs := addresses(b)
+	return slices.ContainsFunc(addresses(a), func(addr netip.Addr) bool { return slices.Contains(theirs, addr) })
+}
+
+// remove removes an object of this node.
+func (c *Claimer) remove(ctx context.Context, h v1alpha1.HostShim) error {
+	err := c.API.Delete(ctx, Shims, h.Name, string(h.UID), "")
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove HostShim %s, which is no place of this node any more: %w", h.Name, c.API.Explain(err))
+	}
+	return nil
 }
 
 // lives says whether there is a Node of that name.
@@ -206,39 +260,70 @@ func (c *Claimer) lives(ctx context.Context, node string) (bool, error) {
 }
 
 // fresh is the place of a node that has none: the index that its VTEP stands for, if it has one, else the
-// lowest that is free together with what follows from it; if there is none, that of a node which left long ago.
-func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, all []v1alpha1.HostShim) (place.Place, error) {
+// lowest that is free together with what follows from it; if there is none, that of a node which left long ago. What answers is not
+// free, though nobody has claimed it: a node that a script set up claims its place with its first pod.
+func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, others []v1alpha1.HostShim) (place.Place, error) {
 	vtep, wish := place.Held(plan, seen)
-	if err := taken(node.NodeName, plan, place.Place{VTEP: vtep}, all, nil); err != nil {
+	if err := taken(node.NodeName, plan, place.Place{VTEP: vtep}, nil, others); err != nil {
 		return place.Place{}, err // at every index
 	}
-	if node.Index = wish; wish != 0 {
-		want, err := place.Resolve(plan, node, seen, place.Place{})
-		if err == nil && taken(node.NodeName, plan, want, all, nil) == nil {
+	var words []string
+	try := func(index int) (want place.Place, free bool, err error) {
+		node.Index = index
+		if want, err = place.Resolve(plan, node, seen, place.Place{}); err != nil || taken(node.NodeName, plan, want, nil, others) != nil {
+			return want, false, err
+		}
+		addr := c.answering(ctx, want, seen)
+		if addr.IsValid() {
+			words = append(words, fmt.Sprintf("index %d is nobody's, but %s answers: is it of a node that a script set up, and that has had no pod yet?", index, addr))
+		}
+		return want, !addr.IsValid(), nil
+	}
+	if wish != 0 {
+		if want, free, err := try(wish); err == nil && free {
 			return want, nil
 		}
 	}
-	for node.Index = 1; ; node.Index++ {
-		want, err := place.Resolve(plan, node, seen, place.Place{})
-		if err != nil && node.Index > 1 {
-			return c.reuse(ctx, plan, all)
-		}
-		if err != nil || taken(node.NodeName, plan, want, all, nil) == nil {
+	for index := 1; ; index++ {
+		want, free, err := try(index)
+		switch {
+		case err != nil && index > 1: // beyond a range
+			return c.reuse(ctx, plan, others, words)
+		case err != nil || free:
 			return want, err
 		}
 	}
 }
 
+// answering is an address of a place at which another device answers; invalid if none does.
+func (c *Claimer) answering(ctx context.Context, want place.Place, seen place.Seen) netip.Addr {
+	asked := slices.DeleteFunc(append(slices.Clone(want.Shim), want.VTEP), func(a netip.Addr) bool {
+		return !a.IsValid() || slices.Contains(seen.Local, a)
+	})
+	answers := make([]bool, len(asked))
+	var group sync.WaitGroup
+	for i, addr := range asked {
+		group.Go(func() { answers[i] = c.Answers(ctx, addr) })
+	}
+	group.Wait()
+	if i := slices.Index(answers, true); i >= 0 {
+		return asked[i]
+	}
+	return netip.Addr{}
+}
+
 // reuse removes the object of a node that left long ago, so that its place is free; the error is
-// errAgain then, else says what there is.
-func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.HostShim) (place.Place, error) {
-	var words []string
+// errAgain then, else says what there is, after words.
+func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.HostShim, words []string) (place.Place, error) {
 	for _, h := range all {
 		lives, err := c.lives(ctx, h.Spec.Node)
 		if err != nil {
 			return place.Place{}, err
 		}
 		if lives {
+			if err := c.returned(ctx, h); err != nil {
+				return place.Place{}, err
+			}
 			continue
 		}
 		why, err := c.free(ctx, h)
@@ -253,6 +338,14 @@ func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.
 	}
 	return place.Place{}, cnierr.New(cnierr.InvalidConfig, "all %d places on %s that the host range and the VTEP range have are taken (%s): widen hostShim.range and parent.vtep.cidr, or delete the HostShim of a node that won't come back",
 		len(all), plan.Parent.Name, hint)
+}
+
+// returned forgets that the node of an object was missed: should it leave again, its grace begins anew.
+func (c *Claimer) returned(ctx context.Context, h v1alpha1.HostShim) error {
+	if h.Annotations[goneAnnotation] == "" {
+		return nil
+	}
+	return c.patch(ctx, h, []kubeapi.Op{kubeapi.Remove("/metadata/annotations/" + kubeapi.Escape(goneAnnotation))})
 }
 
 // free removes an object whose node is gone, if it has been gone for long and nothing answers; the error is errAgain
@@ -280,11 +373,13 @@ func (c *Claimer) free(ctx context.Context, h v1alpha1.HostShim) (why string, er
 	return "", fmt.Errorf("remove HostShim %s of a node that is gone: %w", h.Name, c.API.Explain(err))
 }
 
-// taken is the refusal of a place of which another node has a part.
-func taken(node string, plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim, own *v1alpha1.HostShim) error {
+// taken is the refusal of a place of which another node has a part. An object of this node for it that was there first is a
+// claim already: the other one gives way.
+func taken(node string, plan *netconf.Plan, want place.Place, own, others []v1alpha1.HostShim) error {
 	var faults []error
-	for _, h := range all {
-		if own != nil && h.UID == own.UID {
+	at := slices.IndexFunc(own, func(o v1alpha1.HostShim) bool { return o.Spec.Index == want.Index })
+	for _, h := range others {
+		if at >= 0 && older(own[at], h) {
 			continue
 		}
 		var parts []string
@@ -310,26 +405,31 @@ func taken(node string, plan *netconf.Plan, want place.Place, all []v1alpha1.Hos
 		node, plan.Parent.Name, errors.Join(faults...))
 }
 
-// keep makes the node's object what it must be.
-func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place, own *v1alpha1.HostShim) error {
-	object := c.object(plan, want, own)
-	if own == nil || own.Name != object.Name {
-		err := c.API.Create(ctx, Shims, object, nil)
-		if apierrors.IsAlreadyExists(err) {
-			return errAgain
+// keep makes the node's object what it must be, and removes those of its former places. After a claim was made the error is
+// errAgain: whether somebody claimed the same addresses under another index shows when all are listed once more.
+func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim) error {
+	name := Name(plan.Parent.Name, want.Index)
+	i := slices.IndexFunc(all, func(h v1alpha1.HostShim) bool { return h.Name == name })
+	if i < 0 {
+		var former *v1alpha1.HostShim
+		if len(all) > 0 {
+			former = &all[0]
 		}
-		if err != nil {
-			return fmt.Errorf("claim HostShim %s: %w", object.Name, c.API.Explain(err))
-		}
-		if own == nil {
-			return nil
-		}
-		err = c.API.Delete(ctx, Shims, own.Name, string(own.UID), "") // the node has moved to another index
-		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("remove HostShim %s, the node's former place: %w", own.Name, c.API.Explain(err))
-		}
-		return nil
+		return c.create(ctx, c.object(plan, want, former))
 	}
+	for _, h := range all {
+		if h.Name == name {
+			continue
+		}
+		if err := fault.At("hostclaim.move"); err != nil {
+			return err
+		}
+		if err := c.remove(ctx, h); err != nil {
+			return err
+		}
+	}
+	own := &all[i]
+	object := c.object(plan, want, own)
 	if equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && own.Annotations[goneAnnotation] == "" {
 		return nil
 	}
@@ -338,6 +438,18 @@ func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place
 		ops = append(ops, kubeapi.Remove("/metadata/annotations/"+kubeapi.Escape(goneAnnotation)))
 	}
 	return c.patch(ctx, *own, ops)
+}
+
+// create claims an index; the error is errAgain, whoever was the first.
+func (c *Claimer) create(ctx context.Context, object v1alpha1.HostShim) error {
+	err := c.API.Create(ctx, Shims, object, nil)
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("claim HostShim %s: %w", object.Name, c.API.Explain(err))
+	}
+	if err := fault.At("hostclaim.created"); err != nil {
+		return err
+	}
+	return errAgain
 }
 
 // patch changes an object that is as it was read; errAgain when it isn't.
@@ -365,13 +477,13 @@ func annotate(h v1alpha1.HostShim, key, value string) []kubeapi.Op {
 }
 
 // answer is what the node is told.
-func answer(plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim, own *v1alpha1.HostShim) Answer {
+func answer(plan *netconf.Plan, want place.Place, others []v1alpha1.HostShim) Answer {
 	a := Answer{Index: want.Index, Addresses: want.Shim, VTEP: want.VTEP, Peers: []netip.Addr{}}
 	if a.Addresses == nil {
 		a.Addresses = []netip.Addr{}
 	}
-	for _, h := range all {
-		if vtep := parse(h.Spec.VTEP); vtep.IsValid() && vtep != want.VTEP && (own == nil || h.UID != own.UID) && plan.Parent.Type == netconf.ParentVXLAN {
+	for _, h := range others {
+		if vtep := parse(h.Spec.VTEP); vtep.IsValid() && vtep != want.VTEP && plan.Parent.Type == netconf.ParentVXLAN {
 			a.Peers = append(a.Peers, vtep)
 		}
 	}
