@@ -3,12 +3,16 @@ package node
 import (
 	"context"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/place"
 )
@@ -19,7 +23,7 @@ func TestTheClusterIsAskedOnceInACall(t *testing.T) {
 	last := place.Place{Index: 2, VTEP: netip.MustParseAddr("10.100.100.2")}
 	r := &run{
 		plan: &netconf.Plan{Parent: netconf.Parent{Type: netconf.ParentVXLAN}}, last: last,
-		Ensurer: &Ensurer{Claim: func(context.Context, *netconf.Plan, place.Seen, place.Place) (place.Place, error) {
+		Ensurer: &Ensurer{Kernel: kernel.NewFake(), Claim: func(context.Context, *netconf.Plan, place.Seen, place.Place) (place.Place, error) {
 			asked++
 			return place.Place{}, cnierr.New(cnierr.TryAgain, "the API server is away")
 		}},
@@ -50,4 +54,25 @@ func TestANodeThatHasNoParentAsks(t *testing.T) {
 	require.NoError(t, w.f.DelLink(link.Index))
 	require.NoError(t, w.ensure(vxlan()))
 	assert.Equal(t, 2, asked)
+}
+
+// Of many pods that start after a quiet minute one asks; the others go by the last answer.
+func TestOneOfManyAsks(t *testing.T) {
+	w := inCluster(t, prepared()(), "192.168.7.2")
+	require.NoError(t, w.ensure(vxlan()))
+	files, err := filepath.Glob(filepath.Join(w.e.Node.StateDir, "place", "*.json"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	old := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(files[0], old, old))
+	asked := 0
+	claim := w.e.Claim
+	w.e.Claim = func(ctx context.Context, p *netconf.Plan, s place.Seen, l place.Place) (place.Place, error) {
+		asked++
+		require.Less(t, asked, 3)
+		require.NoError(t, w.ensure(vxlan()), "another pod, while this one waits for its answer")
+		return claim(ctx, p, s, l)
+	}
+	require.NoError(t, w.ensure(vxlan()))
+	assert.Equal(t, 1, asked)
 }

@@ -302,6 +302,13 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	case r.passive:
 		return place.Place{}, errUnclaimed
 	}
+	if known && r.made() {
+		asked, others := r.asking()
+		if others {
+			return r.last, nil
+		}
+		defer asked()
+	}
 	p, err := r.Claim(ctx, r.plan, seen, r.last)
 	switch {
 	case err == nil:
@@ -314,6 +321,14 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	}
 	r.claimed = &p
 	return p, nil
+}
+
+// asking says whether another process of this node is asking the cluster for the same answer: hundreds of pods that start at once
+// need one. Without a place for the lock each asks for itself.
+func (r *run) asking() (asked func(), others bool) {
+	l := flock.New(filepath.Join(r.Node.RunDir, "asking-"+filepath.Base(r.placePath())))
+	got, err := l.TryLock()
+	return func() { _ = l.Close() }, err == nil && !got
 }
 
 // made says that the parent is there. A node that must make it has been started just now, and peers may have come meanwhile:
