@@ -82,6 +82,10 @@ func TestMTUFollowsTheParentUp(t *testing.T) {
 	n1.add(t, small, c.with("mtu", 1200))
 	require.Equal(t, []int{8950, 8950, 8950, 1200}, mtus(t, n1, a, small))
 
+	inside := n1.pod(t, "inside") // whose master is its own, of the same name as the host's
+	inside.sh(t, "ip link add vxlan-storage mtu 1500 type veth peer name far")
+	n1.add(t, inside, parse(`{"cniVersion": "1.1.0", "name": "inside", "type": "lhstorage", "master": "vxlan-storage", "linkInContainer": true}`))
+
 	flow := n1.flow(t, "host to local pod", a.addr())
 	for _, step := range []struct {
 		mtu  int
@@ -98,6 +102,7 @@ func TestMTUFollowsTheParentUp(t *testing.T) {
 		n1.must(t, "DEL", p, c)
 	}
 	requireLossless(t, flow)
+	assert.Equal(t, 1500, inside.mtu(t, "lhnet1"))
 
 	_, err := n1.run(t, "ADD", n1.pod(t, "large"), c.with("mtu", 8951))
 	requireRefusal(t, err, cnierr.MTUMismatch, "8951", "8950", "vxlan-storage")

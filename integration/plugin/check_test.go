@@ -167,6 +167,27 @@ func TestGC(t *testing.T) {
 	n1.record(t, foreign)
 }
 
+// The path by which a record names its sandbox (/proc/PID/ns/net, say) may lead into another pod's by now: that one
+// keeps its interface, and its MTU.
+func TestAPathThatLeadsElsewhere(t *testing.T) {
+	t.Parallel()
+	n1, _ := twoNodes(t)
+	c := n1.vxlan()
+	stale, kept := n1.pod(t, "stale"), n1.pod(t, "kept")
+	path := filepath.Join(n1.dir, "netns")
+	require.NoError(t, os.Symlink(stale.netns.Path(), path))
+	n1.add(t, stale, c.with("mtu", 1300), netnsPath(path))
+	n1.add(t, kept, c)
+	require.NoError(t, os.Remove(path))
+	require.NoError(t, os.Symlink(kept.netns.Path(), path))
+	n1.add(t, n1.pod(t, "raised"), c.with("parent.mtu", 9000-100))
+	require.Equal(t, 8900, kept.mtu(t, "lhnet1"))
+	require.NoError(t, n1.gc(t, c, kept))
+	assert.NoFileExists(t, filepath.Join(n1.file.RunDir, "attachments", stale.container+"@lhnet1.json"))
+	n1.record(t, kept)
+	requireLegs(t, leg{"kept", n1.space, kept.addr()})
+}
+
 // What the IPAM plugin alone knows of is its to collect.
 func TestGCForwardsToIPAM(t *testing.T) {
 	t.Parallel()

@@ -261,6 +261,9 @@ func (a *add) begin(context.Context) error {
 		MTU: a.plan.MTU, Parent: a.plan.Parent.Name, ParentDown: !a.parent.Up, Chained: a.plan.Chained,
 		IPAM: a.plan.IPAM.Type, Delegate: a.plan.IPAM.Delegate, Warnings: a.plan.Warnings,
 	}
+	if a.plan.LinkInContainer { // its master is no device of the host's, whatever its name
+		a.record.Parent = ""
+	}
 	if a.plan.Pod.Name != "" {
 		a.record.PodRef = a.plan.Pod.Namespace + "/" + a.plan.Pod.Name
 	}
@@ -270,6 +273,9 @@ func (a *add) begin(context.Context) error {
 	if a.plan.Chained { // the main plugin made the interface and has the address
 		a.record.IPAM, a.record.Delegate = "", nil
 		a.record.MAC, a.record.IfIndex, a.record.Addresses = a.link.MAC.String(), a.link.Index, addressesOf(a.plan.PrevResult)
+		if a.link.MTU < a.parent.MTU { // as that plugin was asked
+			a.record.MTU = a.link.MTU
+		}
 	}
 	for _, w := range a.plan.Warnings {
 		fmt.Fprintf(os.Stderr, "lhstorage: %s\n", w)

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/record"
 )
 
 // chain completes the plan of a plugin that comes after another main plugin: the
@@ -80,30 +82,28 @@ func addressesOf(result *types100.Result) []netip.Prefix {
 
 // restoreMTU gives this node's pods the MTU that they were made with, or the
 // parent's. A pod that is gone, or an interface that isn't ours any more, is
-// passed over.
+// passed over. What is in one pod's way isn't in the others'.
 func (p *Plugin) restoreMTU(parent kernel.Link) error {
 	attachments, err := p.records().List()
-	if err != nil {
-		return err
-	}
+	faults := []error{err}
 	for _, at := range attachments {
 		if at.Parent != parent.Name || isGone(at.Netns) {
 			continue
 		}
-		if err := raiseMTU(at.Netns, at.IfName, at.MTU, parent.MTU); err != nil {
-			return cnierr.New(cnierr.Kernel, "restore the MTU of %s in pod %s (%s): %w", at.IfName, at.PodRef, at.Netns, err)
+		if err := raiseMTU(at, parent.MTU); err != nil {
+			faults = append(faults, cnierr.New(cnierr.Kernel, "restore the MTU of %s in pod %s (%s): %w", at.IfName, at.PodRef, at.Netns, err))
 		}
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
-func raiseMTU(netns, ifName string, asked, parent int) error {
-	pod, err := openPod(netns)
+func raiseMTU(at record.Attachment, parent int) error {
+	pod, err := openPod(at.Netns)
 	if err != nil {
 		return err
 	}
 	defer pod.close()
-	link, err := pod.k.Link(ifName)
+	link, err := pod.k.Link(at.IfName)
 	if kernel.IsNotFound(err) {
 		return nil
 	}
@@ -111,10 +111,10 @@ func raiseMTU(netns, ifName string, asked, parent int) error {
 		return err
 	}
 	mtu := parent
-	if asked != 0 {
-		mtu = min(asked, parent)
+	if at.MTU != 0 {
+		mtu = min(at.MTU, parent)
 	}
-	if link.Kind != "macvlan" || link.MTU == mtu {
+	if link.Kind != "macvlan" || link.MTU == mtu || pod.isAnothers(at) {
 		return nil
 	}
 	return pod.k.SetLink(link.Index, kernel.Change{MTU: &mtu})

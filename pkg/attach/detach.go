@@ -123,7 +123,11 @@ func (p *Plugin) collect(ctx context.Context, at record.Attachment, path string)
 	defer sandbox.close()
 	restore := actFor(at)
 	defer restore()
-	if err := p.takeBack(ctx, sandbox, at, path); err != nil {
+	theirs := sandbox
+	if sandbox != nil && sandbox.isAnothers(at) {
+		theirs = nil
+	}
+	if err := p.takeBack(ctx, theirs, at, path); err != nil {
 		return cnierr.New(cnierr.CodeOf(err), "attachment %s %s: %w", at.ContainerID, at.IfName, err)
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/neigh"
+	"github.com/lhstorage/lhstorage/pkg/record"
 )
 
 // pod is the pod's network namespace.
@@ -105,6 +106,13 @@ func (p *pod) close() {
 	}
 	p.k.Close()
 	_ = p.netns.Close()
+}
+
+// isAnothers says that the interface that a record names is another attachment's: the path by which the record names its
+// sandbox (/proc/PID/ns/net, say) may lead into another one by now.
+func (p *pod) isAnothers(at record.Attachment) bool {
+	link, err := p.k.Link(at.IfName)
+	return err == nil && at.MAC != "" && (link.Index != at.IfIndex || link.MAC.String() != at.MAC)
 }
 
 // do runs f on a thread that is in the pod's namespace.

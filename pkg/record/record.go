@@ -34,8 +34,8 @@ type Attachment struct {
 	Addresses   []netip.Prefix  `json:"addresses"`
 	MAC         string          `json:"mac,omitempty"`
 	IfIndex     int             `json:"ifindex,omitempty"`
-	MTU         int             `json:"mtu,omitempty"` // as the NetConf asked; 0: the parent's
-	Parent      string          `json:"parent"`
+	MTU         int             `json:"mtu,omitempty"`        // as the NetConf asked; 0: the parent's
+	Parent      string          `json:"parent"`               // the device in the host's namespace; empty with linkInContainer
 	ParentDown  bool            `json:"parentDown,omitempty"` // it was already down at ADD, so that is no change
 	Shim        string          `json:"shim,omitempty"`       // the host shim's name; empty: the network has none
 	ISCSIDial   string          `json:"iscsiDial,omitempty"`  // the address that Longhorn's v1 initiator dials
