@@ -17,6 +17,9 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
+// replayPart is what part of a call's time goes to releases that wait on disk.
+const replayPart = 3
+
 // version is what the build says it is.
 var version = "unknown"
 
@@ -64,7 +67,10 @@ func (c *call) connect(ctx context.Context) error {
 	if c.lost != nil || c.store == nil {
 		return c.lost
 	}
-	if err := c.store.Replay(ctx); err != nil {
+	// After a long time without the API server that may be much; the rest is for the next calls.
+	replay, cancel := context.WithTimeout(ctx, c.cfg.Timeout/replayPart)
+	defer cancel()
+	if err := c.store.Replay(replay); err != nil {
 		c.say("releases that are queued on disk wait for the next call: %v", err)
 	}
 	if c.cfg.NodeSlice == 0 || len(c.cfg.Pools) == 0 {

@@ -206,11 +206,19 @@ func (s *Store) Snapshot(ctx context.Context, pool ipam.Pool, owner ipam.Owner) 
 	return seen, nil
 }
 
+// look reads a pool; nil where there is none yet. It is made by who writes the first entry: STATUS and CHECK look, too.
 func (s *Store) look(ctx context.Context, pool ipam.Pool) (*view, error) {
-	if s.exactly {
-		return s.read(ctx, pool.Name, &pool)
+	if !s.exactly {
+		v, err := s.read(ctx, pool.Name, nil, kubeapi.Cached())
+		if !apierrors.IsNotFound(err) {
+			return v, err
+		}
 	}
-	return s.read(ctx, pool.Name, &pool, kubeapi.Cached())
+	v, err := s.read(ctx, pool.Name, nil)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return v, err
 }
 
 // Reclaim looks closely at a pool that seems to be full: it reads it as it is, and finishes what others
@@ -248,6 +256,9 @@ func (s *Store) count(pool string, n int) {
 
 // taken lists a pool's addresses and adds to own those that are recorded for owner.
 func (s *Store) taken(v *view, owner ipam.Owner, own map[netip.Addr]whereabouts.IPAllocation) []netip.Addr {
+	if v == nil {
+		return nil
+	}
 	allocations := v.object.Spec.Allocations
 	taken := make([]netip.Addr, 0, len(allocations))
 	for key, e := range allocations {
