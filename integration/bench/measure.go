@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -53,13 +54,14 @@ type subject struct {
 }
 
 // next are the calls of the subject's next turn: in a sandbox of its own, as
-// each time that a pod is started.
+// each time that a pod is started, and for a pod that no other case has, since some share a pool.
 func (s *subject) next(pods []ns.NetNS) storm.Storm {
 	s.turns++
 	calls := s.calls
 	calls.Pods, calls.ContainerSuffix = pods, fmt.Sprintf("-%d", s.turns)
+	calls.PodSuffix = "-" + strings.NewReplacer(":", "-", "/", "-", "+", "-", "=", "-").Replace(s.name)
 	if !s.returns {
-		calls.PodSuffix = calls.ContainerSuffix
+		calls.PodSuffix += calls.ContainerSuffix
 	}
 	return calls
 }

@@ -161,14 +161,14 @@ func TestMemoryIsInAllOfACasesLines(t *testing.T) {
 	assert.Equal(t, []float64{14, 14, 0}, each(r.Results, func(one result) float64 { return one.RSS }))
 }
 
-// A pod that returns has its old name, but never its old sandbox.
+// A pod that returns has its old name, but never its old sandbox; and no pod has the name of another case's.
 func TestWhoIsAttachedNext(t *testing.T) {
-	stays, goes := &subject{testCase: testCase{returns: true}}, &subject{}
+	stays, goes := &subject{testCase: testCase{name: "ipam:a/return", returns: true}}, &subject{testCase: testCase{name: "ipam:a+b/fill=9"}}
 	for _, want := range []string{"-1", "-2"} {
 		calls := stays.next(nil)
-		assert.Equal(t, []string{"", want}, []string{calls.PodSuffix, calls.ContainerSuffix})
+		assert.Equal(t, []string{"-ipam-a-return", want}, []string{calls.PodSuffix, calls.ContainerSuffix})
 		calls = goes.next(nil)
-		assert.Equal(t, []string{want, want}, []string{calls.PodSuffix, calls.ContainerSuffix})
+		assert.Equal(t, []string{"-ipam-a-b-fill-9" + want, want}, []string{calls.PodSuffix, calls.ContainerSuffix})
 	}
 }
 
