@@ -2,6 +2,8 @@ package multus
 
 import (
 	"encoding/json"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -65,4 +67,28 @@ func changedType(t *testing.T, b bed) {
 	out, err = b.Kubectl(t.Context(), "-n", "kube-system", "get", "overlappingrangeipreservations.whereabouts.cni.cncf.io", "-o", "name")
 	require.NoError(t, err)
 	assert.NotContains(t, out, "/10.100.6.")
+}
+
+// overWhereabouts is our plugin over the real IPAM plugin: it is told to leave the host range alone, its CHECK, which always fails, is passed
+// over, and its DEL leaves nothing.
+func overWhereabouts(t *testing.T, b bed) {
+	conf := strings.NewReplacer(`"name": "storage"`, `"name": "theirs"`, `"hostShim": {`, `"hostShim": {"name": "lhnet7-host", `,
+		"lhstorage-ipam", "whereabouts", "10.100.1.0", "10.100.7.0").Replace(nad)
+	require.NoError(t, b.CreateNetwork(t.Context(), namespace, "theirs", conf))
+	n := b.Nodes[1]
+	s, err := b.try(t, n, "theirs", "theirs-1")
+	require.NoError(t, err)
+	addrs, err := testnode.Addresses(s.Netns, ifName)
+	require.NoError(t, err)
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.100.7.16")}, addrs, "the first after the host range")
+	requireAddresses(t, n, "lhnet7-host", "10.100.7.2/24")
+	requireReached(t, "host to its pod", n.Host, addrs[0])
+
+	withResult := strings.Replace(conf, `"ipam"`, `"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "lhnet1", "sandbox": "`+s.Netns.Path()+`"}],
+  "ips": [{"address": "10.100.7.16/24", "interface": 0}]}, "ipam"`, 1)
+	require.NoError(t, n.Do(func() error { return callOnNode("CHECK", s.ID, s.Netns, withResult) }))
+	require.NoError(t, s.Remove(t.Context()))
+	out, err := b.Kubectl(t.Context(), "-n", "kube-system", "get", "ippools.whereabouts.cni.cncf.io", "10.100.7.0-24", "-o", "jsonpath={.spec.allocations}")
+	require.NoError(t, err)
+	assert.Equal(t, "{}", out)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -117,6 +118,36 @@ func requireReached(t *testing.T, leg string, from namespaceOf, to netip.Addr) {
 	}), "%s: to %s", leg, to)
 }
 
+// refused calls an ADD that can't have an address now.
+func refused(t *testing.T, n *controlplane.Node, container string, netns ns.NetNS) {
+	t.Helper()
+	began := time.Now()
+	err := n.Do(func() error { return callOnNode("ADD", container, netns, nad) })
+	var refusal *types.Error
+	require.ErrorAs(t, err, &refusal)
+	assert.Equal(t, uint(types.ErrTryAgainLater), refusal.Code, "%v", err)
+	assert.Less(t, time.Since(began), 30*time.Second)
+	links, err := testnode.Links(netns)
+	require.NoError(t, err)
+	assert.NotContains(t, links, ifName, "nothing is left of it")
+}
+
+// rebootedUnheard: a node that comes up while the API server is away has nothing in its kernel and in /run. Its first ADD makes
+// the overlay by the last answer on its disk, though it gets no address.
+func rebootedUnheard(t *testing.T, b bed, p pod) {
+	n := b.Nodes[1]
+	sh(t, n, `ip link del %[1]s
+		ip link del %[2]s
+		ip addr flush dev lo to 10.100.100.0/24
+		rm -rf /run/lhstorage`, shimDevice, parentDevice)
+	refused(t, n, "after-the-reboot", p.Netns)
+	requireAddresses(t, n, shimDevice, "10.100.1.2/24")
+	for i, other := range []int{1, 3} {
+		requireReached(t, fmt.Sprintf("host 2 to host %d", other), n.Host, netip.AddrFrom4([4]byte{10, 100, 1, byte(other)}))
+		requireReached(t, fmt.Sprintf("host %d to host 2", other), b.Nodes[2*i].Host, netip.MustParseAddr("10.100.1.2"))
+	}
+}
+
 func TestStorageNetwork(t *testing.T) {
 	b := newBed(t, lab.Options{Nodes: 3})
 	// The order in which nodes come decides nothing but the index of fresh ones.
@@ -166,6 +197,11 @@ func TestStorageNetwork(t *testing.T) {
 			assert.Empty(t, records)
 			_, err = b.Kubectl(t.Context(), "get", "addressclaim", p.addr.String())
 			require.ErrorContains(t, err, "not found")
+			_, err = b.Kubectl(t.Context(), "-n", metav1.NamespaceSystem, "get", "overlappingrangeipreservations.whereabouts.cni.cncf.io", p.addr.String())
+			require.ErrorContains(t, err, "not found")
+			out, err := b.Kubectl(t.Context(), "-n", metav1.NamespaceSystem, "get", "ippools.whereabouts.cni.cncf.io", "10.100.1.0-24", "-o", "jsonpath={.spec.allocations}")
+			require.NoError(t, err)
+			assert.NotContains(t, out, p.ID)
 		}
 	})
 }
@@ -178,7 +214,9 @@ func away(t *testing.T, b bed, pods []pod) {
 	require.NoError(t, b.StopAPIServer())
 	requireReached(t, "host to its own pod", n.Host, pods[0].addr)
 	requireReached(t, "host to a remote pod", n.Host, pods[1].addr)
-	require.NoError(t, n.Do(func() error { return delOnNode(leaving) }))
+	require.NoError(t, n.Do(func() error { return callOnNode("DEL", leaving.ID, leaving.Netns, nad) }))
+	refused(t, n, "early", leaving.Netns)
+	rebootedUnheard(t, b, pods[1])
 	require.NoError(t, b.StartAPIServer(t.Context()))
 	_, err := b.Kubectl(t.Context(), "get", "addressclaim", leaving.addr.String())
 	require.NoError(t, err, "the release is only queued")

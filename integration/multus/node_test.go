@@ -2,11 +2,15 @@ package multus
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/plugins/pkg/ns"
 )
 
 // age makes the answers in a directory an hour old.
@@ -24,17 +28,22 @@ func age(dir string) error {
 	return nil
 }
 
-// delOnNode calls the plugin's DEL itself, on the node that the calling thread is
-// in: Multus doesn't get that far without the API server.
-func delOnNode(p pod) error {
+// callOnNode calls the plugin itself, on the node that the calling thread is in: Multus doesn't get that far
+// without the API server. A refusal is a *types.Error.
+func callOnNode(verb, container string, netns ns.NetNS, conf string) error {
 	cmd := exec.Command("/opt/cni/bin/lhstorage")
-	cmd.Stdin = bytes.NewReader([]byte(nad))
+	cmd.Stdin = bytes.NewReader([]byte(conf))
 	cmd.Env = []string{
-		"CNI_COMMAND=DEL", "CNI_CONTAINERID=" + p.ID, "CNI_IFNAME=" + ifName, "CNI_NETNS=" + p.Netns.Path(),
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + container, "CNI_IFNAME=" + ifName, "CNI_NETNS=" + netns.Path(),
 		"CNI_PATH=/opt/cni/bin", "PATH=" + os.Getenv("PATH"),
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("DEL: %w: %s", err, out)
+	out, err := cmd.Output()
+	var refusal types.Error
+	if err != nil && json.Unmarshal(out, &refusal) == nil {
+		return &refusal
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", verb, err, out)
 	}
 	return nil
 }

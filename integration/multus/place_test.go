@@ -41,6 +41,7 @@ func TestPlaces(t *testing.T) {
 		{"rebuilt", rebuilt},
 		{"a full host range", full},
 		{"a Kubernetes address on the parent", kubernetesAddress},
+		{"lhstorage with the addresses of whereabouts", overWhereabouts},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, b) }) {
 			return // they build on each other
