@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -36,6 +37,16 @@ func TestCachedBuildsOnceForManyCallers(t *testing.T) {
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, builds.Load(), "builds")
+}
+
+// The programs that are started for each pod are copied to each node, and their size is a good part of what a start costs. In MB.
+func TestProgramsStaySmall(t *testing.T) {
+	dir := Ours(t)
+	for program, most := range map[string]float64{"lhstorage": 8, "lhstorage-ipam": 14} {
+		info, err := os.Stat(filepath.Join(dir, program))
+		require.NoError(t, err)
+		assert.LessOrEqual(t, float64(info.Size())/1e6, most, program)
+	}
 }
 
 func TestCachedKeepsNothingOfAFailedOrKilledBuild(t *testing.T) {
