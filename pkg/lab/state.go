@@ -12,7 +12,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/google/renameio/v2"
+
+	"github.com/lhstorage/lhstorage/pkg/atomicfile"
 )
 
 const (
@@ -112,7 +113,7 @@ func (s store) close() (State, error) {
 func (s store) write(state State) error {
 	data, err := json.MarshalIndent(state, "", "  ")
 	if err == nil {
-		err = renameio.WriteFile(s.file(), append(data, '\n'), 0o644)
+		err = atomicfile.Write(s.file(), append(data, '\n'), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("lab %s: write the state: %w", s.name(), err)

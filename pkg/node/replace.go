@@ -5,10 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/lhstorage/lhstorage/pkg/atomicfile"
 	"github.com/lhstorage/lhstorage/pkg/fault"
 )
 
@@ -24,24 +22,16 @@ func replace(path, point string, value any) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	temp := "." + filepath.Base(path) // and a number
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), temp) {
-			_ = os.Remove(filepath.Join(dir, e.Name()))
-		}
+	if err := atomicfile.Sweep(path); err != nil {
+		return err
 	}
-	// In the same directory: the library would try others first, and leave what it tries with there.
-	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600))
+	draft, err := atomicfile.Begin(path, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = pending.Write(append(data, '\n'))
-	if err = errors.Join(err, fault.At(point)); err == nil {
-		err = pending.CloseAtomicallyReplace()
+	_, err = draft.Write(append(data, '\n'))
+	if err = errors.Join(err, fault.At(point)); err != nil {
+		return errors.Join(err, draft.Discard())
 	}
-	if err != nil {
-		return errors.Join(err, pending.Cleanup())
-	}
-	return nil
+	return draft.Commit()
 }

@@ -2,8 +2,7 @@
 // the API server was away. A DEL must succeed then, or the pod would hang, and
 // the address must come free one day all the same, though the node loses power in between.
 //
-// Each release is a file, written in full, synced, renamed into its place, and the directory
-// synced. It is named after the attachment: a DEL that is repeated is one release.
+// Each release is a file that comes into its place whole and synced (package atomicfile). It is named after the attachment: a DEL that is repeated is one release.
 package queue
 
 import (
@@ -22,6 +21,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/lhstorage/lhstorage/pkg/atomicfile"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/fault"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
@@ -85,39 +85,19 @@ func (q *Queue) Put(r Release) error {
 	return q.write(q.path(r.Owner), append(data, '\n'))
 }
 
-func (q *Queue) write(path string, data []byte) (err error) {
-	draft, err := os.CreateTemp(q.dir, ".draft-*")
+func (q *Queue) write(path string, data []byte) error {
+	draft, err := atomicfile.Begin(path, 0o600)
 	if err != nil {
 		return ioError("queue a release", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(draft.Name())
-		}
-	}()
-	_, err = draft.Write(data)
-	if err == nil {
-		err = draft.Sync()
-	}
-	if err := errors.Join(err, draft.Close()); err != nil {
-		return ioError("queue a release", err)
+	if _, err := draft.Write(data); err != nil {
+		return ioError("queue a release", errors.Join(err, draft.Discard()))
 	}
 	if err := fault.At("queue.written"); err != nil {
-		return err
+		return errors.Join(err, draft.Discard())
 	}
-	if err := os.Rename(draft.Name(), path); err != nil {
+	if err := draft.Commit(); err != nil {
 		return ioError("queue a release", err)
-	}
-	return syncDir(q.dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the queue's own directory
-	if err != nil {
-		return ioError("sync the queue of releases", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return ioError("sync the queue of releases", err)
 	}
 	return nil
 }
