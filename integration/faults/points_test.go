@@ -37,6 +37,7 @@ var (
 		"pkg/ipam/kube":  "integration/kubeipam/kill_test.go",
 		"pkg/ipam/queue": "integration/kubeipam/kill_test.go",
 		"pkg/hostclaim":  "integration/kubeipam/hostclaim_test.go",
+		"pkg/install":    "installer/install-cni/main_test.go",
 	}
 )
 

@@ -43,7 +43,7 @@ func (c *call) openStore(node nodefile.File) error {
 // installer wrote, with the rights that are needed; one in the network's configuration says where
 // Whereabouts' objects are, and serves where the node file has none.
 func (c *call) openCluster(node nodefile.File, kubeconfig string) {
-	c.queue = queue.Open(filepath.Join(node.StateDir, "release-queue"))
+	c.queue = queue.Open(filepath.Join(node.StateDir, queue.DirName))
 	api, err := kubeapi.Load(kubeconfig, "lhstorage-ipam/"+version)
 	if err != nil {
 		c.lost = err

@@ -224,3 +224,26 @@ func (r Renewal) With(token Token) File {
 	file.Token = token.Value
 	return file
 }
+
+// Identity is whom the API server takes somebody for.
+type Identity struct {
+	User string
+	Node string // that the token is bound to; empty: to none
+}
+
+// nodeExtra is what the API server knows of a user with a token that is bound to a Node, or to a Pod on one.
+const nodeExtra = "authentication.kubernetes.io/node-name"
+
+// WhoAmI asks the API server, which lets everyone who has credentials ask.
+func WhoAmI(ctx context.Context, client *kubeapi.Client) (Identity, error) {
+	review := authenticationv1.SelfSubjectReview{TypeMeta: metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "SelfSubjectReview"}}
+	reviews := kubeapi.Resource{Group: "authentication.k8s.io", Version: "v1", Plural: "selfsubjectreviews"}
+	if err := client.Create(ctx, reviews, review, &review); err != nil {
+		return Identity{}, fmt.Errorf("ask the API server %s who this is: %w", client.Server(), client.Explain(err))
+	}
+	who := Identity{User: review.Status.UserInfo.Username}
+	if names := review.Status.UserInfo.Extra[nodeExtra]; len(names) == 1 {
+		who.Node = names[0]
+	}
+	return who, nil
+}

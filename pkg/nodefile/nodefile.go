@@ -14,10 +14,11 @@ import (
 	"slices"
 )
 
-// DefaultPath is where the installer writes the file; the environment variable
-// [PathEnv] names another one (tests and the lab run many nodes on one machine).
+// DefaultPath is where the installer writes the file, SecondPath where it does so on a host whose /etc can't be written (Talos). The
+// environment variable [PathEnv] names another one (tests and the lab run many nodes on one machine).
 const (
 	DefaultPath = "/etc/lhstorage/node.json"
+	SecondPath  = "/var/lib/lhstorage/node.json"
 	PathEnv     = "LHSTORAGE_NODE_FILE"
 )
 
@@ -42,7 +43,15 @@ func Path() string {
 	if p := os.Getenv(PathEnv); p != "" {
 		return p
 	}
+	if !exists(DefaultPath) && exists(SecondPath) {
+		return SecondPath
+	}
 	return DefaultPath
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // Load reads this process's node file and fills in the defaults. A missing file
@@ -61,9 +70,18 @@ func Load() (File, error) {
 	}
 }
 
-// Parse reads the content of a node file; path is used in messages only. All
+// Parse reads the content of a node file and fills in the defaults; path is used in messages only. All
 // faults are reported at once.
 func Parse(path string, data []byte) (File, error) {
+	f, err := ParseRaw(path, data)
+	if err != nil {
+		return File{}, err
+	}
+	return f.withDefaults(), nil
+}
+
+// ParseRaw is [Parse] without the defaults: what somebody wrote, for whoever writes the file anew.
+func ParseRaw(path string, data []byte) (File, error) {
 	var f File
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
@@ -90,7 +108,7 @@ func Parse(path string, data []byte) (File, error) {
 	if len(faults) > 0 {
 		return File{}, fmt.Errorf("node file %s: %w", path, errors.Join(faults...))
 	}
-	return f.withDefaults(), nil
+	return f, nil
 }
 
 // explain says in other words what encoding/json says of a file without content.

@@ -34,6 +34,9 @@ const Version = 1
 // fault somewhere, and a DEL that fails shows it.
 const Most = 10000
 
+// DirName is the queue's directory in a node's state directory.
+const DirName = "release-queue"
+
 const suffix = ".json"
 
 const (
