@@ -46,7 +46,7 @@ bench: ## side by side with the stock plugins (root); BENCH_QUICK=1, BENCH_CASES
 	@hack/bench
 
 .PHONY: generate
-generate: ## what is generated from pkg/api: deepcopy functions, deploy/crds
+generate: ## what is generated: deepcopy functions, deploy/crds, the chart's copies, the kustomize base
 	@hack/generate
 
 .PHONY: lint

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -481,7 +482,11 @@ func (k *Netlink) DelFlood(index int, vtep netip.Addr) error {
 	return nil
 }
 
-const procSys = "/proc/sys/"
+// ProcSysEnv names another place of /proc/sys. A container's own is read-only unless it is privileged, and a runtime mounts nothing over it, so the
+// agent has the host's /proc/sys/net elsewhere; whose it shows is a matter of who reads, not of where it is mounted.
+const ProcSysEnv = "LHSTORAGE_PROC_SYS"
+
+var procSys = cmp.Or(os.Getenv(ProcSysEnv), "/proc/sys") + "/"
 
 // Sysctl implements Kernel.
 func (k *Netlink) Sysctl(path string) (value string, err error) {
