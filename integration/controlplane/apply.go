@@ -43,6 +43,32 @@ func (c *Cluster) ApplyFiles(ctx context.Context, kinds []string, paths ...strin
 // only, unless there are none. It returns when CustomResourceDefinitions among
 // them are served.
 func (c *Cluster) Apply(ctx context.Context, kinds []string, documents []byte) error {
+	return eachObject(documents, func(object *unstructured.Unstructured) error {
+		if len(kinds) > 0 && !slices.Contains(kinds, object.GetKind()) {
+			return nil
+		}
+		return c.applyObject(ctx, object)
+	})
+}
+
+// DryRun lets the API server say whether it would take YAML documents. All that it refuses is in the error.
+func (c *Cluster) DryRun(ctx context.Context, documents []byte) error {
+	var faults []error
+	err := eachObject(documents, func(object *unstructured.Unstructured) error {
+		resource, err := c.resource(object)
+		if err == nil {
+			_, err = resource.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: fieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err))
+		}
+		return nil
+	})
+	return errors.Join(append(faults, err)...)
+}
+
+// eachObject calls do for each of the objects in YAML documents, until it fails.
+func eachObject(documents []byte, do func(*unstructured.Unstructured) error) error {
 	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(documents), 4096)
 	for {
 		var object unstructured.Unstructured
@@ -53,10 +79,10 @@ func (c *Cluster) Apply(ctx context.Context, kinds []string, documents []byte) e
 		if err != nil {
 			return err
 		}
-		if len(object.Object) == 0 || len(kinds) > 0 && !slices.Contains(kinds, object.GetKind()) {
+		if len(object.Object) == 0 {
 			continue
 		}
-		if err := c.applyObject(ctx, &object); err != nil {
+		if err := do(&object); err != nil {
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}
 	}
