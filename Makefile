@@ -13,6 +13,10 @@ help: ## this list
 build: ## lhstorage's programs, static, into bin/
 	@hack/build
 
+.PHONY: image
+image: deps build ## lhstorage's container image, without a daemon, into bin/lhstorage.tar; IMAGE=name
+	@hack/image
+
 .PHONY: stock
 stock: ## the stock CNI plugins and cnitool beside ours, into bin/
 	@hack/stock

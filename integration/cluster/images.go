@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lhstorage/lhstorage/integration/image"
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
@@ -39,41 +40,41 @@ func writeImages(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	multus, err := base.multus(ctx)
+	multus, err := multusImage(ctx, base)
 	if err != nil {
 		return err
 	}
-	manager, err := base.instanceManager(ctx)
+	manager, err := instanceManagerImage(ctx, base)
 	if err != nil {
 		return err
 	}
 	pause := base
-	pause.name, pause.entrypoint = imagePause, []string{"/bin/sleep", forever}
-	for i, image := range []image{pause, base, manager, multus} {
-		if err := image.writeArchive(filepath.Join(dir, fmt.Sprintf("%d.tar", i))); err != nil {
-			return fmt.Errorf("write image %s: %w", image.name, err)
+	pause.Name, pause.Entrypoint = imagePause, []string{"/bin/sleep", forever}
+	for i, each := range []image.Image{pause, base, manager, multus} {
+		if err := each.WriteArchive(filepath.Join(dir, fmt.Sprintf("%d.tar", i))); err != nil {
+			return fmt.Errorf("write image %s: %w", each.Name, err)
 		}
 	}
 	return nil
 }
 
 // busyboxImage has busybox under the names of all its programs.
-func busyboxImage(ctx context.Context) (image, error) {
+func busyboxImage(ctx context.Context) (image.Image, error) {
 	if err := isStatic(busybox); err != nil {
-		return image{}, fmt.Errorf("%w: `make deps` installs busybox-static", err)
+		return image.Image{}, fmt.Errorf("%w: `make deps` installs busybox-static", err)
 	}
 	list, err := exec.CommandContext(ctx, busybox, "--list").Output()
 	if err != nil {
-		return image{}, fmt.Errorf("ask busybox what it is: %w", err)
+		return image.Image{}, fmt.Errorf("ask busybox what it is: %w", err)
 	}
-	i := image{
-		name: ImageBusybox, entrypoint: []string{"/bin/sh", "-c", "trap 'exit 0' TERM; sleep " + forever + " & wait"},
-		files: map[string]string{"bin/busybox": busybox}, links: map[string]string{"var/run": "/run"},
-		content: map[string][]byte{"etc/passwd": []byte("root:x:0:0:root:/:/bin/sh\n")}, // Go programs ask it who they are
+	i := image.Image{
+		Name: ImageBusybox, Entrypoint: []string{"/bin/sh", "-c", "trap 'exit 0' TERM; sleep " + forever + " & wait"},
+		Files: map[string]string{"bin/busybox": busybox}, Links: map[string]string{"var/run": "/run"},
+		Content: map[string][]byte{"etc/passwd": []byte("root:x:0:0:root:/:/bin/sh\n")}, // Go programs ask it who they are
 	}
 	for name := range strings.FieldsSeq(string(list)) {
 		if name != "busybox" {
-			i.links["bin/"+name] = "busybox"
+			i.Links["bin/"+name] = "busybox"
 		}
 	}
 	return i, nil
@@ -93,75 +94,41 @@ func isStatic(path string) error {
 	return err
 }
 
-// multus adds what Multus' own image has.
-func (i image) multus(ctx context.Context) (image, error) {
+// multusImage adds what Multus' own image has.
+func multusImage(ctx context.Context, i image.Image) (image.Image, error) {
 	built, err := tools.Module(ctx, "multus")
 	if err != nil {
-		return image{}, err
+		return image.Image{}, err
 	}
-	i.name, i.files = imageMultus, maps.Clone(i.files)
+	i.Name, i.Files = imageMultus, maps.Clone(i.Files)
 	for _, name := range []string{"multus-daemon", "multus-shim", "install_multus", "passthru"} {
-		i.files["usr/src/multus-cni/bin/"+name] = filepath.Join(built, name)
+		i.Files["usr/src/multus-cni/bin/"+name] = filepath.Join(built, name)
 	}
 	return i, nil
 }
 
-// instanceManager adds tgtd, its libraries and a disk.
-func (i image) instanceManager(ctx context.Context) (image, error) {
-	i.name, i.entrypoint = ImageInstanceManager, []string{"/bin/sh", "/serve"}
-	i.files, i.content = maps.Clone(i.files), maps.Clone(i.content)
-	i.content["serve"], i.content["disk"] = []byte(serveScript), disk()
+// instanceManagerImage adds tgtd, its libraries and a disk.
+func instanceManagerImage(ctx context.Context, i image.Image) (image.Image, error) {
+	i.Name, i.Entrypoint = ImageInstanceManager, []string{"/bin/sh", "/serve"}
+	i.Files, i.Content = maps.Clone(i.Files), maps.Clone(i.Content)
+	i.Content["serve"], i.Content["disk"] = []byte(serveScript), disk()
 	for _, name := range []string{"tgtd", "tgtadm"} {
-		path, err := findProgram(name)
+		path, err := image.FindProgram(name)
 		if err != nil {
 			return i, err
 		}
-		i.files["usr/sbin/"+name] = path
-		libraries, err := librariesOf(ctx, path)
-		if err != nil {
+		if err := i.AddProgram(ctx, "usr/sbin/"+name, path); err != nil {
 			return i, err
-		}
-		for _, library := range libraries {
-			i.files[strings.TrimPrefix(library, "/")] = library
 		}
 	}
 	return i, nil
-}
-
-// librariesOf are the paths of the shared libraries that a program loads, and of
-// its loader.
-func librariesOf(ctx context.Context, program string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "ldd", program).Output()
-	if err != nil {
-		return nil, fmt.Errorf("find the libraries of %s: %w", program, err)
-	}
-	var paths []string
-	for line := range strings.Lines(string(out)) {
-		for word := range strings.FieldsSeq(line) {
-			if strings.HasPrefix(word, "/") {
-				paths = append(paths, word)
-			}
-		}
-	}
-	return paths, nil
-}
-
-// findProgram finds a program of Debian's; those for administrators are often not
-// in PATH.
-func findProgram(name string) (string, error) {
-	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("there is no %s on this machine: `make deps` installs what the cluster needs", name)
 }
 
 // checkPrograms looks for what is taken from the distribution.
 func checkPrograms() error {
 	var faults []error
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "iptables", "tgtd", "tgtadm", "iscsi-inq"} {
-		_, err := findProgram(name)
+		_, err := image.FindProgram(name)
 		faults = append(faults, err)
 	}
 	return errors.Join(faults...)

@@ -20,6 +20,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
+	"github.com/lhstorage/lhstorage/integration/image"
 )
 
 // What of Longhorn is stood in for: see shared names in its manifests.
@@ -249,7 +250,7 @@ func DialAddress(r Running) (netip.Addr, error) {
 // the pod's target what it is, and its whole disk is read and compared.
 func (n *Node) Attach(ctx context.Context, to netip.Addr) error {
 	portal := netip.AddrPortFrom(to, iscsiPort)
-	program, err := findProgram("iscsi-inq")
+	program, err := image.FindProgram("iscsi-inq")
 	if err != nil {
 		return err
 	}

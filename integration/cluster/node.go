@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
+	"github.com/lhstorage/lhstorage/integration/image"
 )
 
 // bootScript is the first process of a node: it ends no sooner than the node does
@@ -178,7 +179,7 @@ func (n *Node) path(file string) string {
 }
 
 func (n *Node) launch(name string, argv ...string) (*controlplane.Process, error) {
-	program, err := findProgram(filepath.Base(argv[0]))
+	program, err := image.FindProgram(filepath.Base(argv[0]))
 	if err != nil {
 		program = argv[0]
 	}
@@ -246,7 +247,7 @@ func (n *Node) importImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctr, err := findProgram("ctr")
+	ctr, err := image.FindProgram("ctr")
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package cluster
+package image
 
 import (
 	"archive/tar"
@@ -19,13 +19,13 @@ import (
 func TestArchive(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	require.NoError(t, os.WriteFile(program, []byte("#!"), 0o600))
-	i := image{
-		name: "example.test/image:1", entrypoint: []string{"/a/b/program"},
-		files: map[string]string{"a/b/program": program}, content: map[string][]byte{"etc/note": []byte("x")},
-		links: map[string]string{"bin/p": "../a/b/program"},
+	i := Image{
+		Name: "example.test/image:1", Entrypoint: []string{"/a/b/program"},
+		Files: map[string]string{"a/b/program": program}, Content: map[string][]byte{"etc/note": []byte("x")},
+		Links: map[string]string{"bin/p": "../a/b/program"},
 	}
 	file := filepath.Join(t.TempDir(), "image.tar")
-	require.NoError(t, i.writeArchive(file))
+	require.NoError(t, i.WriteArchive(file))
 	all := unpack(t, file)
 	for name, content := range all {
 		if sum, found := strings.CutPrefix(name, "blobs/sha256/"); found {
@@ -35,7 +35,7 @@ func TestArchive(t *testing.T) {
 	var index struct{ Manifests []descriptor }
 	require.NoError(t, json.Unmarshal(all["index.json"], &index))
 	require.Len(t, index.Manifests, 1)
-	assert.Equal(t, i.name, index.Manifests[0].Annotations["io.containerd.image.name"])
+	assert.Equal(t, i.Name, index.Manifests[0].Annotations["io.containerd.image.name"])
 	var manifest struct {
 		Config descriptor
 		Layers []descriptor
@@ -46,14 +46,14 @@ func TestArchive(t *testing.T) {
 	require.NoError(t, os.WriteFile(layer, all.blob(manifest.Layers[0]), 0o600))
 	assert.Equal(t, content{"a/": nil, "a/b/": nil, "a/b/program": []byte("#!"), "bin/": nil, "bin/p": nil, "etc/": nil, "etc/note": []byte("x"), "run/": nil, "tmp/": nil}, unpack(t, layer))
 	assert.Contains(t, string(all.blob(manifest.Config)), manifest.Layers[0].Digest)
-	assert.Contains(t, string(all.blob(manifest.Config)), i.entrypoint[0])
+	assert.Contains(t, string(all.blob(manifest.Config)), i.Entrypoint[0])
 }
 
 func TestArchiveNamesWhatItCanNotRead(t *testing.T) {
-	i := image{name: "example.test/image:1", files: map[string]string{"x": "/no/such/file"}}
+	i := Image{Name: "example.test/image:1", Files: map[string]string{"x": "/no/such/file"}}
 	file := filepath.Join(t.TempDir(), "image.tar")
-	err := i.writeArchive(file)
-	require.ErrorContains(t, err, i.name)
+	err := i.WriteArchive(file)
+	require.ErrorContains(t, err, i.Name)
 	require.ErrorContains(t, err, "/no/such/file")
 	require.NoFileExists(t, file)
 }

@@ -1,27 +1,33 @@
-package cluster
+// Package image makes container images without a daemon: an OCI image layout in a tar file, which `ctr images import` and `docker load` take. The same content
+// gives the same bytes.
+package image
 
 import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 )
 
-// image is a container image with one layer.
-type image struct {
-	name       string            // with registry and tag, as a pod names it
-	entrypoint []string          // that of pods that name none
-	files      map[string]string // by path in the image: a file of this machine
-	content    map[string][]byte // the same, for what is in no file; not executable
-	links      map[string]string // symbolic ones, by path: what they point to
+// Image is a container image with one layer.
+type Image struct {
+	Name       string            // with registry and tag, as a pod names it
+	Entrypoint []string          // that of pods that name none
+	Files      map[string]string // by path in the image: a file of this machine
+	Content    map[string][]byte // the same, for what is in no file; not executable
+	Links      map[string]string // symbolic ones, by path: what they point to
 }
 
 // descriptor is how an OCI object points to another.
@@ -38,12 +44,12 @@ const (
 	mediaLayer    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// writeArchive writes the image as an archive that a runtime can import: the OCI
+// WriteArchive writes the image as an archive that a runtime can import: the OCI
 // image layout in a tar file.
-func (i image) writeArchive(file string) (err error) {
+func (i Image) WriteArchive(file string) (err error) {
 	layer, err := i.layer()
 	if err != nil {
-		return fmt.Errorf("image %s: %w", i.name, err)
+		return fmt.Errorf("image %s: %w", i.Name, err)
 	}
 	out, err := os.Create(file)
 	if err != nil {
@@ -54,13 +60,13 @@ func (i image) writeArchive(file string) (err error) {
 	layerDescriptor := a.blob(mediaLayer, layer)
 	config := a.object(mediaConfig, map[string]any{
 		"architecture": runtime.GOARCH, "os": runtime.GOOS,
-		"config": map[string]any{"Entrypoint": i.entrypoint, "Env": []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}},
+		"config": map[string]any{"Entrypoint": i.Entrypoint, "Env": []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layerDescriptor.Digest}},
 	})
 	manifest := a.object(mediaManifest, map[string]any{
 		"schemaVersion": 2, "mediaType": mediaManifest, "config": config, "layers": []descriptor{layerDescriptor},
 	})
-	manifest.Annotations = map[string]string{"io.containerd.image.name": i.name}
+	manifest.Annotations = map[string]string{"io.containerd.image.name": i.Name}
 	a.json("index.json", map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}})
 	a.json("oci-layout", map[string]any{"imageLayoutVersion": "1.0.0"})
 	return errors.Join(a.err, a.w.Close())
@@ -107,7 +113,7 @@ func (a *archive) object(media string, value any) descriptor {
 }
 
 // layer is the image's file system.
-func (i image) layer() ([]byte, error) {
+func (i Image) layer() ([]byte, error) {
 	var out bytes.Buffer
 	a := &archive{w: tar.NewWriter(&out)}
 	for _, dir := range i.dirs() {
@@ -115,17 +121,17 @@ func (i image) layer() ([]byte, error) {
 	}
 	a.dir("run", 0o755)
 	a.dir("tmp", 0o1777)
-	for _, name := range slices.Sorted(maps.Keys(i.files)) {
-		data, err := os.ReadFile(i.files[name])
+	for _, name := range slices.Sorted(maps.Keys(i.Files)) {
+		data, err := os.ReadFile(i.Files[name])
 		a.err = cmp.Or(a.err, err)
 		a.file(name, 0o755, data)
 	}
-	for _, name := range slices.Sorted(maps.Keys(i.content)) {
-		a.file(name, 0o644, i.content[name])
+	for _, name := range slices.Sorted(maps.Keys(i.Content)) {
+		a.file(name, 0o644, i.Content[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(i.links)) {
+	for _, name := range slices.Sorted(maps.Keys(i.Links)) {
 		if a.err == nil {
-			a.err = a.w.WriteHeader(&tar.Header{Name: name, Linkname: i.links[name], Mode: 0o777, Typeflag: tar.TypeSymlink})
+			a.err = a.w.WriteHeader(&tar.Header{Name: name, Linkname: i.Links[name], Mode: 0o777, Typeflag: tar.TypeSymlink})
 		}
 	}
 	err := errors.Join(a.err, a.w.Close())
@@ -133,9 +139,9 @@ func (i image) layer() ([]byte, error) {
 }
 
 // dirs are all directories above the image's files, parents first.
-func (i image) dirs() []string {
+func (i Image) dirs() []string {
 	all := map[string]bool{}
-	for _, names := range [][]string{slices.Collect(maps.Keys(i.files)), slices.Collect(maps.Keys(i.content)), slices.Collect(maps.Keys(i.links))} {
+	for _, names := range [][]string{slices.Collect(maps.Keys(i.Files)), slices.Collect(maps.Keys(i.Content)), slices.Collect(maps.Keys(i.Links))} {
 		for _, name := range names {
 			for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 				all[dir] = true
@@ -143,4 +149,46 @@ func (i image) dirs() []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(all))
+}
+
+// AddProgram adds a program of this machine, and the libraries that it loads.
+func (i Image) AddProgram(ctx context.Context, name, path string) error {
+	needed, err := libraries(ctx, path)
+	if err != nil {
+		return err
+	}
+	i.Files[name] = path
+	for _, library := range needed {
+		i.Files[strings.TrimPrefix(library, "/")] = library
+	}
+	return nil
+}
+
+// libraries are the paths of the shared libraries that a program loads, and of
+// its loader.
+func libraries(ctx context.Context, program string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "ldd", program).Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the libraries of %s: %w", program, err)
+	}
+	var paths []string
+	for line := range strings.Lines(string(out)) {
+		for word := range strings.FieldsSeq(line) {
+			if strings.HasPrefix(word, "/") {
+				paths = append(paths, word)
+			}
+		}
+	}
+	return paths, nil
+}
+
+// FindProgram finds a program of Debian's; those for administrators are often not
+// in PATH.
+func FindProgram(name string) (string, error) {
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("there is no %s on this machine: `make deps` installs what images are made of", name)
 }
