@@ -39,7 +39,7 @@ func NewChart(ctx context.Context) (*Chart, error) {
 }
 
 // Dir is the chart's directory.
-func (c *Chart) Dir() string { return filepath.Join(c.root, "deploy/chart/lhstorage") }
+func (c *Chart) Dir() string { return filepath.Join(c.root, "deploy", "chart", "lhstorage") }
 
 // Run runs helm and returns what it printed.
 func (c *Chart) Run(ctx context.Context, args ...string) ([]byte, error) {
@@ -60,11 +60,11 @@ func (c *Chart) Template(ctx context.Context, args ...string) ([]byte, error) {
 // Generated is the content of all files that are generated from others below deploy, by path in the checkout.
 func (c *Chart) Generated(ctx context.Context) (map[string][]byte, error) {
 	all := map[string][]byte{}
-	sources, err := filepath.Glob(filepath.Join(c.root, "deploy/crds/*.yaml"))
+	sources, err := filepath.Glob(filepath.Join(c.root, "deploy", "crds", "*.yaml"))
 	if err != nil {
 		return nil, err
 	}
-	sources = append(sources, filepath.Join(c.root, "deploy/rbac/node.yaml"))
+	sources = append(sources, filepath.Join(c.root, "deploy", "rbac", "node.yaml"))
 	for _, source := range sources {
 		name, err := filepath.Rel(filepath.Join(c.root, "deploy"), source)
 		if err != nil {

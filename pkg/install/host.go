@@ -80,10 +80,8 @@ func executable(found, path string) error {
 
 // explain says what to do about what a file system refused.
 func explain(err error) error {
-	hint := ""
+	var hint string
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, unix.EROFS):
 		hint = "the file system is read-only, as most of Talos and other immutable hosts is: name a directory that can be written with --cni-bin-dir (the one that the runtime is configured with) or --conf-dir, and look that the pod doesn't mount it read-only"
 	case errors.Is(err, fs.ErrPermission):
