@@ -78,7 +78,7 @@ func Ours(tb TB, tags ...string) string {
 
 // Module builds the tools of one of the modules beside this file ("stock": the
 // stock CNI plugins and cnitool; "kubernetes": etcd, kubectl and what runs in and
-// on a cluster; "multus"; "whereabouts") unless they are in the cache, and returns the
+// on a cluster; "multus"; "whereabouts"; "helm") unless they are in the cache, and returns the
 // directory that holds them. Any number of processes may ask at once: one builds.
 func Module(ctx context.Context, name string) (string, error) {
 	root, err := Root()
