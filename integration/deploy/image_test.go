@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/integration/tools"
@@ -51,10 +53,31 @@ func TestImage(t *testing.T) {
 	require.NoError(t, os.MkdirAll(filepath.Join(root, "host/etc"), 0o755))
 	inside("/opt/lhstorage/install-cni", "--no-cluster", "--from", "/opt/lhstorage") // /proc, by which it finds itself, is a runtime's to mount
 	assert.FileExists(t, filepath.Join(root, "host/opt/cni/bin/lhstorage"))
-	if _, err := os.Stat(filepath.Join(root, "opt/lhstorage/lhstorage-agent")); err == nil {
-		inside("/opt/lhstorage/lhstorage-agent", "--help")
-	}
 	assert.NoFileExists(t, filepath.Join(root, "bin/sh"))
+	t.Run("the chart's flags", func(t *testing.T) { chartFlags(t, root) })
+}
+
+// chartFlags calls the programs as the chart does: what they miss is a cluster, and no flag is strange to them.
+func chartFlags(t *testing.T, root string) {
+	c := newChart(t)
+	rendered, err := c.Template(t.Context(), "--set", "distribution=k3s,apiServer=https://10.0.0.1:6443,agent.repair=longhorn", "--show-only", "templates/daemonset.yaml")
+	require.NoError(t, err)
+	var set appsv1.DaemonSet
+	require.NoError(t, yaml.UnmarshalStrict(rendered, &set))
+	pod := set.Spec.Template.Spec
+	for _, container := range append(pod.InitContainers, pod.Containers...) {
+		argv := append(container.Command, container.Args...)
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Env, cmd.Dir = []string{"NODE_NAME=worker-1"}, "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWNET}
+		out, err := cmd.CombinedOutput()
+		if os.IsNotExist(err) && container.Name == "agent" {
+			t.Skip("the agent isn't built yet")
+		}
+		require.Error(t, err)
+		assert.Contains(t, string(out), "KUBERNETES_SERVICE_HOST", container.Name)
+		assert.NotContains(t, string(out), "flag", container.Name)
+	}
 }
 
 // same compares by digests: the files are too big to be shown.
