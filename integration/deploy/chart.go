@@ -64,8 +64,11 @@ func (c *Chart) Generated(ctx context.Context) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	sources = append(sources, filepath.Join(c.root, "deploy", "rbac", "node.yaml"))
-	for _, source := range sources {
+	rights, err := filepath.Glob(filepath.Join(c.root, "deploy", "rbac", "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	for _, source := range append(sources, rights...) {
 		name, err := filepath.Rel(filepath.Join(c.root, "deploy"), source)
 		if err != nil {
 			return nil, err
