@@ -118,8 +118,8 @@ func (i *Installer) removeNode(m Manifest) (stays []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if there, err := nodefile.ParseRaw(i.nodeFile(), data); err != nil || there != m.Node { //nolint:nilerr // what can't be read isn't what was installed
-		return []string{i.nodeFile() + ": somebody else than the installer set something in it"}, nil
+	if there, err := nodefile.ParseRaw(i.nodeFile(), data); err != nil || there != m.Node {
+		return []string{i.nodeFile() + ": somebody else than the installer set something in it"}, nil //nolint:nilerr // what can't be read isn't what was installed
 	}
 	return nil, i.remove(i.nodeFile())
 }
