@@ -64,11 +64,18 @@ func (p *Plugin) records() record.Dir {
 	return record.Dir(filepath.Join(p.Node.RunDir, "attachments"))
 }
 
-func (p *Plugin) ensurer(plan *netconf.Plan, path string) *node.Ensurer {
-	e := &node.Ensurer{
+// Ensurer is what makes the node ready for plan's network. How the cluster is asked
+// for the node's place is the caller's.
+func (p *Plugin) Ensurer(plan *netconf.Plan) *node.Ensurer {
+	return &node.Ensurer{
 		Kernel: p.Kernel, Node: p.Node, LockWait: lockWait, Grace: grace, RestoreMTU: p.restoreMTU, InUse: p.networkInUse,
 		Neighbours: hostNeighbours{p.Kernel, plan.Conflict.Window},
+		Warn:       func(text string) { fmt.Fprintf(os.Stderr, "lhstorage: %s\n", text) },
 	}
+}
+
+func (p *Plugin) ensurer(plan *netconf.Plan, path string) *node.Ensurer {
+	e := p.Ensurer(plan)
 	if p.Node.Kubeconfig != "" {
 		e.Claim = claimer(path)
 	}

@@ -51,6 +51,17 @@ type Claimer struct {
 	Node      nodefile.File
 	MachineID string                                 // content of /etc/machine-id; empty: not known
 	Answers   func(context.Context, netip.Addr) bool // whether anything answers at an address
+
+	// Known is what watches have told, false where they haven't yet; nil: nothing is watched. It may be a little old, so a place is
+	// found by it only when there is nothing to claim; whatever is written is decided by what the API server says then.
+	Known func(parent string) (Snapshot, bool)
+}
+
+// Snapshot is the cluster as watches have told it.
+type Snapshot struct {
+	Index    string              // the Node's annotation, see [v1alpha1.IndexAnnotation]
+	Internal []netip.Addr        // the Node's InternalIPs
+	Shims    []v1alpha1.HostShim // of the parent; not to be changed
 }
 
 // Answer is a node's place and its peers.
@@ -69,6 +80,9 @@ type Answer struct {
 func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen, last place.Place) (Answer, error) {
 	if plan.Parent.Name == "" {
 		return Answer{}, cnierr.New(cnierr.InvalidConfig, "network %q: the parent's name isn't known, so there is no place on it to claim; set parent.name", plan.Name)
+	}
+	if answer, ok := c.settled(plan, seen, last); ok {
+		return answer, nil
 	}
 	var object nodeObject
 	pinned, err := c.pinned(ctx, &object)
@@ -90,6 +104,41 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 	return Answer{}, cnierr.New(cnierr.TryAgain, "claim a place on %s for node %s: other nodes were quicker %d times; the runtime may try again", plan.Parent.Name, c.Node.NodeName, tries)
 }
 
+// settled is the answer where watches know the node's object as it must be.
+func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen, last place.Place) (Answer, bool) {
+	if c.Known == nil {
+		return Answer{}, false
+	}
+	known, ok := c.Known(plan.Parent.Name)
+	if !ok {
+		return Answer{}, false
+	}
+	var own, others []v1alpha1.HostShim
+	for _, h := range known.Shims {
+		if h.Spec.Node == c.Node.NodeName {
+			own = append(own, h)
+		} else {
+			others = append(others, h)
+		}
+	}
+	pinned, err := c.pin(known.Index)
+	if len(own) != 1 || err != nil {
+		return Answer{}, false
+	}
+	seen.Kubernetes = known.Internal
+	last = placeOf(own[0], plan.Name)
+	if place.Index(plan, pinned, seen, last) == 0 {
+		return Answer{}, false
+	}
+	want, err := place.Resolve(plan, pinned, seen, last)
+	if err != nil || taken(c.Node.NodeName, plan, want, own, others) != nil || !kept(own[0], c.object(plan, want, &own[0])) {
+		return Answer{}, false // the API server's word counts, and the error is then from there
+	}
+	a := answer(plan, want, others)
+	a.Kubernetes = known.Internal
+	return a, true
+}
+
 // errAgain says that the places have changed since they were listed.
 var errAgain = errors.New("the places have changed meanwhile")
 
@@ -97,13 +146,19 @@ var errAgain = errors.New("the places have changed meanwhile")
 func (c *Claimer) pinned(ctx context.Context, object *nodeObject) (nodefile.File, error) {
 	file := c.Node
 	err := c.API.Get(ctx, nodes, file.NodeName, object)
-	text := object.Metadata.Annotations[v1alpha1.IndexAnnotation]
 	switch {
 	case apierrors.IsNotFound(err):
 		return file, cnierr.New(cnierr.InvalidConfig, "there is no Node %q: nodeName in the node file must be this node's name in the cluster", file.NodeName)
 	case err != nil:
 		return file, fmt.Errorf("read Node %s: %w", file.NodeName, c.API.Explain(err))
-	case text == "":
+	}
+	return c.pin(object.Metadata.Annotations[v1alpha1.IndexAnnotation])
+}
+
+// pin is the node file with the index that an annotation gives, if it gives one.
+func (c *Claimer) pin(text string) (nodefile.File, error) {
+	file := c.Node
+	if text == "" {
 		return file, nil
 	}
 	index, err := strconv.Atoi(text)
@@ -430,7 +485,7 @@ func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place
 	}
 	own := &all[i]
 	object := c.object(plan, want, own)
-	if equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && own.Annotations[goneAnnotation] == "" {
+	if kept(*own, object) {
 		return nil
 	}
 	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelNode), object.Labels[v1alpha1.LabelNode])}
@@ -450,6 +505,11 @@ func (c *Claimer) create(ctx context.Context, object v1alpha1.HostShim) error {
 		return err
 	}
 	return errAgain
+}
+
+// kept says that a node's object is as it must be.
+func kept(own, object v1alpha1.HostShim) bool {
+	return own.Name == object.Name && equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && own.Annotations[goneAnnotation] == ""
 }
 
 // patch changes an object that is as it was read; errAgain when it isn't.

@@ -46,6 +46,9 @@ func (c *Claimer) object(plan *netconf.Plan, want place.Place, own *v1alpha1.Hos
 			Node: c.Node.NodeName, MachineID: c.MachineID, Parent: plan.Parent.Name, Index: want.Index, VTEP: text(want.VTEP),
 		},
 	}
+	if own != nil && c.MachineID == "" {
+		object.Spec.MachineID = own.Spec.MachineID // who doesn't know it (in a container) leaves it
+	}
 	network := v1alpha1.ShimNetwork{Name: plan.Name}
 	for _, addr := range want.Shim {
 		network.Addresses = append(network.Addresses, v1alpha1.ShimAddress(addr.String()))

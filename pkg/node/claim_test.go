@@ -76,3 +76,25 @@ func TestOneOfManyAsks(t *testing.T) {
 	require.NoError(t, w.ensure(vxlan()))
 	assert.Equal(t, 1, asked)
 }
+
+// The entry of a peer that has left goes at once, one that a script made stays until it is known that no node is missing.
+func TestStaleEntriesInACluster(t *testing.T) {
+	w := inCluster(t, prepared()(), "192.168.7.2")
+	p := place.Place{Index: 2, VTEP: addrs("10.100.100.2")[0], Shim: addrs("10.100.1.2"), Peers: addrs("10.100.100.1", "10.100.100.3")}
+	w.e.Live = true
+	w.e.Claim = func(context.Context, *netconf.Plan, place.Seen, place.Place) (place.Place, error) { return p, nil }
+	require.NoError(t, w.ensure(vxlan()))
+	flood("10.100.100.9")(w.f) // of a script
+	w.quiet(vxlan())
+	p.Peers = addrs("10.100.100.3")
+	require.NoError(t, w.ensure(vxlan()))
+	assert.NotContains(t, w.f.Dump(), "flood 10.100.100.1\n")
+	assert.Contains(t, w.f.Dump(), "flood 10.100.100.9\n")
+	w.quiet(vxlan())
+	p.Complete = true
+	require.NoError(t, w.ensure(vxlan()))
+	assert.NotContains(t, w.f.Dump(), "flood 10.100.100.9\n")
+	assert.Contains(t, w.f.Dump(), "flood 10.100.100.3\n")
+	w.quiet(vxlan())
+	assert.NotContains(t, w.place(vxlan()), "omplete")
+}

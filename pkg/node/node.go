@@ -46,6 +46,11 @@ type Ensurer struct {
 	// Claim asks the cluster for this node's place on plan's parent; nil without a
 	// cluster. Its errors have code 11 where the cluster can't be asked now.
 	Claim func(ctx context.Context, plan *netconf.Plan, seen place.Seen, last place.Place) (place.Place, error)
+	// Live says that Claim knows of each change at once and costs nothing (the
+	// agent's), so it is asked in every call, however young the last answer is.
+	Live bool
+	// Warn tells what went on otherwise than it should have.
+	Warn func(text string)
 	// InUse says that pods of this node are attached to a network on a parent.
 	InUse func(network, parent string) bool
 	// Grace is hostshim.Desired's.
@@ -60,8 +65,16 @@ type State struct {
 	Shim    string         // the host shim's name, "" where the network has none
 	Addrs   []netip.Prefix // the shim's addresses, with the network's length
 	Place   place.Place
-	Changed []string // what was done, in words; empty on the fast path
+	Changed []Change // what was done; empty on the fast path
 }
+
+// Change is something that was done.
+type Change struct {
+	Step string // kernel.Step's Name
+	Text string // in words
+}
+
+func (c Change) String() string { return c.Text }
 
 // maxRounds bounds the rounds of differences; three are the most ever needed,
 // and something that changes the kernel back must not hold a pod's start.
@@ -124,6 +137,7 @@ type run struct {
 	asked   time.Time    // when the cluster gave last
 	claimed *place.Place // what this call goes by, once the cluster was asked
 	renewed bool         // the cluster answered
+	former  []netip.Addr // peers of the answer on disk that are none any more
 	fixed   []netip.Addr // Kubernetes addresses of this node that are on the parent, and stay there
 	state   State
 	pending string
@@ -184,7 +198,7 @@ func (r *run) apply(ctx context.Context) (err error) {
 	}
 	return cnierr.New(cnierr.Kernel, "the storage network of this node doesn't stay as it is set; in %d rounds: %s. "+
 		"Something else changes it: look for NetworkManager, systemd-networkd or a script that manages %s",
-		maxRounds, strings.Join(r.state.Changed, "; "), r.plan.Parent.Name)
+		maxRounds, join(r.state.Changed), r.plan.Parent.Name)
 }
 
 // round applies each stage's steps; quiet means that there were none.
@@ -206,12 +220,22 @@ func (r *run) round(ctx context.Context) (quiet bool, err error) {
 			return false, err
 		}
 		done, err := kernel.Apply(r.Kernel, steps)
-		r.state.Changed = append(r.state.Changed, done...)
+		for i, text := range done {
+			r.state.Changed = append(r.state.Changed, Change{steps[i].Name, text})
+		}
 		if err != nil {
 			return false, coded(err)
 		}
 	}
 	return quiet, nil
+}
+
+func join(changes []Change) string {
+	texts := make([]string, 0, len(changes))
+	for _, c := range changes {
+		texts = append(texts, c.Text)
+	}
+	return strings.Join(texts, "; ")
 }
 
 // coded gives code 104 to an error that has none.
@@ -239,7 +263,7 @@ func (r *run) finish() error {
 		if err := os.Remove(r.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return cnierr.New(cnierr.IO, "%w", err)
 		}
-		r.state.Changed = append(r.state.Changed, "restored the MTU of pods' interfaces on "+r.state.Parent.Name)
+		r.state.Changed = append(r.state.Changed, Change{"restore", "restored the MTU of pods' interfaces on " + r.state.Parent.Name})
 	}
 	if r.answered() {
 		return nil
@@ -272,6 +296,7 @@ func (r *run) resolve(ctx context.Context) error {
 	}
 	p.MTU = r.last.MTU
 	r.state.Place = p
+	r.former = append(r.former, former(r.last, p)...)
 	r.fixed = slices.DeleteFunc(slices.Clone(seen.OnParent), func(a netip.Addr) bool { return !slices.Contains(p.Kubernetes, a) })
 	if r.plan.HostShim != nil {
 		r.state.Shim, r.state.Addrs = r.plan.HostShim.Name, shimAddrs(r.plan.HostShim, p)
@@ -297,12 +322,12 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	switch {
 	case r.claimed != nil:
 		return *r.claimed, nil
-	case known && (r.passive || time.Since(r.asked) < claimAge && r.made()):
+	case known && (r.passive || !r.Live && time.Since(r.asked) < claimAge && r.made()):
 		return r.last, nil
 	case r.passive:
 		return place.Place{}, errUnclaimed
 	}
-	if known && r.made() {
+	if known && !r.Live && r.made() {
 		asked, others := r.asking()
 		if others {
 			return r.last, nil
@@ -314,7 +339,9 @@ func (r *run) find(ctx context.Context, seen place.Seen) (place.Place, error) {
 	case err == nil:
 		r.renewed = true
 	case known && cnierr.CodeOf(err) == cnierr.TryAgain:
-		fmt.Fprintf(os.Stderr, "lhstorage: %v; going by the last answer, index %d\n", err, r.last.Index)
+		if r.Warn != nil {
+			r.Warn(fmt.Sprintf("%v; going by the last answer, index %d", err, r.last.Index))
+		}
 		p = r.last // for all rounds of this call: each would wait for the API server again
 	default:
 		return p, err
@@ -425,13 +452,21 @@ func (r *run) parent(context.Context) ([]kernel.Step, error) {
 	steps, err := parent.Diff(r.Kernel, parent.Desired{
 		Parent: r.plan.Parent, Local: p.VTEP, Peers: p.Peers, AutoMTU: p.MTU,
 		MAC:    place.MAC(r.Node, r.plan.Parent.Name, "parent", p.VTEP),
-		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving, Incomplete: r.Claim != nil,
+		Beside: r.plan.HostShim != nil && !r.owner(), Moving: moving, Incomplete: r.Claim != nil && !p.Complete, Former: r.former,
 	})
 	if err == nil && len(r.fixed) > 0 && slices.ContainsFunc(steps, func(s kernel.Step) bool { return s.Name == "parent.recreate" }) {
 		return nil, cnierr.New(cnierr.IncompatibleParent, "parent %s differs from the network's configuration in what the kernel can't change, and it isn't made again, because "+
 			"it has this node's Kubernetes address %s: set the configuration to what `ip -d link show %[1]s` says, or give the parent another name", r.plan.Parent.Name, r.fixed[0])
 	}
 	return steps, err
+}
+
+// former are the peers of the last answer that this one doesn't have any more.
+func former(last, now place.Place) []netip.Addr {
+	if now.Peers == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(last.Peers), func(a netip.Addr) bool { return a == now.VTEP || slices.Contains(now.Peers, a) })
 }
 
 // workOutMTU asks the routes to all peers, which is dear, only when the answer

@@ -48,7 +48,7 @@ func TestStateOfEnsure(t *testing.T) {
 	assert.Equal(t, vx, state.Parent.Name)
 	assert.Equal(t, 1450, state.Parent.MTU)
 	assert.Equal(t, addrs("10.100.100.1", "10.100.100.3"), state.Place.Peers)
-	assert.Contains(t, state.Changed, "create vxlan parent vxlan-storage")
+	assert.Contains(t, state.Changed, Change{"parent.create", "create vxlan parent vxlan-storage"})
 	assert.JSONEq(t, `{"index":2,"vtep":"10.100.100.2","shim":["10.100.1.2"],"peers":["10.100.100.1","10.100.100.3"],"mtu":1450}`, w.place(vxlan()))
 	again, err := w.e.Ensure(context.Background(), vxlan())
 	require.NoError(t, err)

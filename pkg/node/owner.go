@@ -47,7 +47,7 @@ func (r *run) loadOwner() (o owner, err error) {
 // owned says that the parent follows a network that describes it as plan does.
 func (r *run) owned() (bool, error) {
 	o, err := r.loadOwner()
-	return err == nil && o.Network != "" && len(differences(o.Parent, r.plan.Parent)) == 0, err
+	return err == nil && o.Network != "" && len(Differences(o.Parent, r.plan.Parent)) == 0, err
 }
 
 // own makes plan's network the one that the parent follows, or refuses.
@@ -56,7 +56,7 @@ func (r *run) own() error {
 	if err != nil {
 		return err
 	}
-	diffs := differences(o.Parent, r.plan.Parent)
+	diffs := Differences(o.Parent, r.plan.Parent)
 	if o.Network != "" && o.Network != r.plan.Name && len(diffs) > 0 && r.InUse != nil && r.InUse(o.Network, r.plan.Parent.Name) {
 		return cnierr.New(cnierr.IncompatibleParent, "networks %q and %q describe parent %s differently: %s. "+
 			"%q has pods on this node and came first: say the same in %q, or give it a parent of its own",
@@ -71,9 +71,9 @@ func (r *run) own() error {
 	return nil
 }
 
-// differences lists the keys in which two descriptions of a parent differ, in
+// Differences lists the keys in which two descriptions of a parent differ, in
 // words.
-func differences(a, b netconf.Parent) []string {
+func Differences(a, b netconf.Parent) []string {
 	was, is := flatten(a), flatten(b)
 	var diffs []string
 	for _, key := range parentKeys {

@@ -39,8 +39,11 @@ type Desired struct {
 	// Peers are the other nodes' VTEPs; nil: not known, flood entries stay as they are.
 	Peers []netip.Addr
 	// Incomplete says that Peers may lack some: nodes that have not claimed their
-	// place yet, but are reached by the entries of a script. None is removed then.
+	// place yet, but are reached by the entries of a script. None is removed then,
+	// but those of Former.
 	Incomplete bool
+	// Former were peers a moment ago and are none any more.
+	Former []netip.Addr
 	// Beside says that a host shim with an address of its own hangs on a parent
 	// that has addresses too.
 	Beside bool
@@ -353,7 +356,7 @@ func floods(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 		}
 	}
 	for _, stale := range have {
-		if !d.Incomplete && !slices.Contains(d.Peers, stale) {
+		if !slices.Contains(d.Peers, stale) && (!d.Incomplete || slices.Contains(d.Former, stale)) {
 			steps = append(steps, kernel.Step{Name: "parent.flood.del", Text: fmt.Sprintf("remove peer %s from %s", stale, link.Name),
 				Do: func(k kernel.Kernel) error { return ignore(k.DelFlood(link.Index, stale), kernel.IsNotFound) }})
 		}

@@ -36,6 +36,10 @@ type Place struct {
 	// Kubernetes are the addresses by which the cluster knows this node: wherever
 	// they are, they stay there.
 	Kubernetes []netip.Addr `json:"kubernetes,omitempty"`
+
+	// Complete says that no node is missing among the peers. It isn't kept: a node
+	// may join while the agent, which knows, is away.
+	Complete bool `json:"-"`
 }
 
 // Seen is what the kernel has now.
