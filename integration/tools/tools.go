@@ -36,7 +36,7 @@ import (
 const modulePath = "module github.com/lhstorage/lhstorage\n"
 
 // ownMains are lhstorage's programs, those that a node or a person runs.
-var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "installer/install-cni", "cmd/lhstoragectl"}
+var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "installer/install-cni", "cmd/lhstorage-agent", "cmd/lhstoragectl"}
 
 // programNames are the programs of tools modules that go build would not call
 // what everyone calls them: their package, then their name.

@@ -21,10 +21,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/probe"
 )
 
-const (
-	hostShimTime = 10 * time.Second
-	pingWait     = 300 * time.Millisecond
-)
+const hostShimTime = 10 * time.Second
 
 // question is what `host-shim` may be told besides the NetConf, as its only argument; what isn't said it looks up.
 type question struct {
@@ -89,7 +86,7 @@ func claimPlace(ctx context.Context, plan *netconf.Plan, node nodefile.File, q q
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return hostclaim.Answer{}, cnierr.New(cnierr.IO, "read this machine's id: %w", err)
 	}
-	c := hostclaim.Claimer{API: api, Node: node, MachineID: strings.TrimSpace(string(machine)), Answers: answers}
+	c := hostclaim.Claimer{API: api, Node: node, MachineID: strings.TrimSpace(string(machine)), Answers: probe.Answers}
 	return c.Claim(ctx, plan, *q.Seen, *q.Last)
 }
 
@@ -121,10 +118,4 @@ func see(plan *netconf.Plan) (place.Seen, error) {
 		}
 	}
 	return seen, nil
-}
-
-// answers says whether anything answers at an address: a place isn't reused then.
-func answers(ctx context.Context, addr netip.Addr) bool {
-	result, err := probe.Ping(ctx, probe.PingOptions{Target: addr, Count: 3, Wait: pingWait})
-	return err == nil && result.Received > 0
 }

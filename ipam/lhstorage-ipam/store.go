@@ -55,7 +55,7 @@ func (c *call) openCluster(node nodefile.File, kubeconfig string) {
 	}
 	c.store = kube.New(kube.Options{
 		API: api, Namespace: namespace, Pools: c.cfg.Pools, Order: c.cfg.Order,
-		Agent: node.Record == nodefile.RecordAgent, Journal: filepath.Join(node.RunDir, "ipam"), Queue: c.queue,
+		Agent: node.Record == nodefile.RecordAgent, Journal: filepath.Join(node.RunDir, kube.JournalName), Queue: c.queue,
 		Warn: func(text string) { c.say("%s", text) },
 	})
 	c.alloc.Store, c.alloc.Spread = c.store, true

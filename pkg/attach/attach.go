@@ -242,11 +242,9 @@ func (a *add) knowsNetwork() error {
 	if a.plan.HostShim == nil {
 		return nil
 	}
-	for i, hosts := range a.plan.HostShim.Ranges {
-		if i >= len(a.plan.HostShim.Networks) || !a.plan.HostShim.Networks[i].IsValid() {
-			return cnierr.New(cnierr.InvalidConfig, "hostShim.range %s: which network it is part of can't be read from IPAM plugin %q "+
-				"or the previous result: use lhstorage-ipam, whereabouts, host-local or static", hosts, a.plan.IPAM.Type)
-		}
+	if hosts, found := a.plan.HostShim.Unplaced(); found {
+		return cnierr.New(cnierr.InvalidConfig, "hostShim.range %s: which network it is part of can't be read from IPAM plugin %q "+
+			"or the previous result: use lhstorage-ipam, whereabouts, host-local or static", hosts, a.plan.IPAM.Type)
 	}
 	return nil
 }

@@ -94,6 +94,17 @@ type HostShim struct {
 	Addresses []netip.Addr   // pinned addresses (hostShim.address), usually none
 }
 
+// Unplaced is a host range of which it isn't known what network it is part of: its addresses
+// would have a length that reaches nobody.
+func (h *HostShim) Unplaced() (hosts netip.Prefix, found bool) {
+	for i, hosts := range h.Ranges {
+		if i >= len(h.Networks) || !h.Networks[i].IsValid() {
+			return hosts, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
 // ConflictDetection says how duplicate addresses are looked for.
 type ConflictDetection struct {
 	Enabled bool

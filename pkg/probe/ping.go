@@ -142,3 +142,11 @@ func (o PingOptions) pinger() (*probing.Pinger, func() error) {
 		return last
 	}
 }
+
+const answerWait = 300 * time.Millisecond
+
+// Answers says whether anything answers at an address.
+func Answers(ctx context.Context, addr netip.Addr) bool {
+	result, err := Ping(ctx, PingOptions{Target: addr, Count: 3, Wait: answerWait})
+	return err == nil && result.Received > 0
+}

@@ -50,6 +50,9 @@ const (
 	undoTime = 2 * time.Second // bounds what must be undone though the time of the call is over
 )
 
+// JournalName is the journal's directory in a node's run directory.
+const JournalName = "ipam"
+
 // Options of a store.
 type Options struct {
 	API       *kubeapi.Client

@@ -1,0 +1,92 @@
+// lhstorage-agent runs on each node and keeps it ready for the storage networks: see package agent and docs/agent.md.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/lhstorage/lhstorage/pkg/agent"
+	"github.com/lhstorage/lhstorage/pkg/nodefile"
+)
+
+// version is set at build time.
+var version = "unknown"
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "lhstorage-agent: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	var o agent.Options
+	var nodeFile, kubeconfig string
+	var level slog.Level
+	flags := flag.NewFlagSet("lhstorage-agent", flag.ContinueOnError)
+	flags.StringVar(&nodeFile, "node-file", nodefile.Path(), "the node file, as the plugins on this node read it; environment "+nodefile.PathEnv)
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "a kubeconfig; empty: the pod's service account")
+	flags.StringVar(&o.Namespace, "namespace", "lhstorage-system", "namespace of the agents' Lease")
+	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9810", "where metrics are served; 0: nowhere")
+	flags.StringVar(&o.HealthAddress, "health-address", ":9811", "where /healthz and /readyz are served")
+	flags.StringVar(&o.NodeSelector, "node-selector", "", "labels of the Nodes that take part in storage networks; empty: all. Flood entries that nobody knows are removed once each of them has its place")
+	flags.BoolVar(&o.Firewall, "firewall", true, "keep the firewall's rules for the storage network")
+	flags.BoolVar(&o.Probe, "probe", true, "probe the three legs and report them")
+	flags.BoolVar(&o.Recorder, "recorder", false, "let the leader record pools though its own node has record: sync")
+	flags.StringVar(&o.Repair, "repair", "", "longhorn: delete Longhorn's instance managers that run without their network and run no instance")
+	flags.DurationVar(&o.AttachmentGrace, "attachment-grace", 0, "after which a pod should have its networks; 0: a minute")
+	flags.DurationVar(&o.TokenLifetime, "token-lifetime", 0, "of the plugins' token; 0: a day")
+	flags.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q isn't a flag", flags.Arg(0))
+	}
+	if o.Repair != "" && o.Repair != agent.RepairLonghorn {
+		return fmt.Errorf("--repair %q: must be empty or %q", o.Repair, agent.RepairLonghorn)
+	}
+	o.Version = version
+	if err := os.Setenv(nodefile.PathEnv, nodeFile); err != nil {
+		return err
+	}
+	node, err := nodefile.Load()
+	if err != nil {
+		return err
+	}
+	if o.Config, err = clientConfig(kubeconfig); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	a, err := agent.New(node, o, log)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return a.Run(ctx)
+}
+
+// clientConfig is that of a kubeconfig, or of the pod.
+func clientConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("find the API server (outside a pod name a kubeconfig by --kubeconfig): %w", err)
+		}
+		return config, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig %s: %w", kubeconfig, err)
+	}
+	return config, nil
+}

@@ -1,0 +1,225 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+)
+
+// Annotations of the Network Plumbing Working Group's specification.
+const (
+	networksAnnotation = "k8s.v1.cni.cncf.io/networks"
+	statusAnnotation   = "k8s.v1.cni.cncf.io/network-status"
+)
+
+// longhornComponent is the label that says which part of Longhorn a pod is.
+const (
+	longhornComponent = "longhorn.io/component"
+	instanceManager   = "instance-manager"
+)
+
+// RepairLonghorn is the value of --repair that lets the agent delete instance managers.
+const RepairLonghorn = "longhorn"
+
+const (
+	attachmentsEvery = 10 * time.Second
+	repairsAnHour    = 3
+)
+
+// Missing lists the networks of ours that a pod asks for and doesn't have, once for each time that it asks.
+func Missing(pod *corev1.Pod, ours map[string]bool) ([]string, error) {
+	asked, err := asks(pod)
+	if err != nil || len(asked) == 0 {
+		return nil, err
+	}
+	var status []struct {
+		Name string `json:"name"`
+	}
+	if raw := pod.Annotations[statusAnnotation]; raw != "" {
+		if err := json.Unmarshal([]byte(raw), &status); err != nil {
+			return nil, fmt.Errorf("annotation %s can't be read: %w", statusAnnotation, err)
+		}
+	}
+	has := map[string]int{}
+	for _, s := range status {
+		has[s.Name]++
+	}
+	var missing []string
+	for _, ref := range asked {
+		switch {
+		case !ours[ref]:
+		case has[ref] > 0:
+			has[ref]--
+		default:
+			missing = append(missing, ref)
+		}
+	}
+	return missing, nil
+}
+
+// asks are the networks that a pod's annotation asks for, as namespace/name. It is a list in JSON, or names with commas
+// between them: [namespace/]name[@interface].
+func asks(pod *corev1.Pod) ([]string, error) {
+	raw := strings.TrimSpace(pod.Annotations[networksAnnotation])
+	if raw == "" {
+		return nil, nil
+	}
+	var refs []string
+	if strings.HasPrefix(raw, "[") {
+		var list []struct {
+			Namespace string `json:"namespace"`
+			Name      string `json:"name"`
+		}
+		if err := json.Unmarshal([]byte(raw), &list); err != nil {
+			return nil, fmt.Errorf("annotation %s can't be read: %w", networksAnnotation, err)
+		}
+		for _, n := range list {
+			namespace := n.Namespace
+			if namespace == "" {
+				namespace = pod.Namespace
+			}
+			refs = append(refs, namespace+"/"+n.Name)
+		}
+		return refs, nil
+	}
+	for part := range strings.SplitSeq(raw, ",") {
+		name, _, _ := strings.Cut(strings.TrimSpace(part), "@")
+		if !strings.Contains(name, "/") {
+			name = pod.Namespace + "/" + name
+		}
+		refs = append(refs, name)
+	}
+	return refs, nil
+}
+
+// late says that a pod should have its networks by now.
+func late(pod *corev1.Pod, now time.Time, grace time.Duration) bool {
+	since := pod.CreationTimestamp.Time
+	if pod.Status.StartTime != nil {
+		since = pod.Status.StartTime.Time
+	}
+	over := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	return !over && !pod.Spec.HostNetwork && pod.DeletionTimestamp == nil && now.Sub(since) > grace
+}
+
+// attachments watches over the pods of this node.
+type attachments struct {
+	*Agent
+	told    map[string]bool // pods and networks that an Event was written about
+	deleted []time.Time     // when pods were deleted, the last hour
+}
+
+// Run looks every now and then: pods that lack a network are few, and nothing hangs on a second.
+func (w *attachments) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if synced(w.watches.pods, w.watches.definitions) {
+			w.look(ctx, time.Now())
+		}
+		pause(ctx, attachmentsEvery)
+	}
+	return nil
+}
+
+func (w *attachments) look(ctx context.Context, now time.Time) {
+	var list corev1.PodList
+	if err := w.watches.cache.List(ctx, &list); err != nil {
+		return // the cache ends with the process
+	}
+	ours := w.compiled.Load().Ours
+	counts, still := map[string]int{}, map[string]bool{}
+	var lacking []*corev1.Pod
+	for i := range list.Items {
+		pod := &list.Items[i]
+		missing, err := Missing(pod, ours)
+		if err != nil || len(missing) == 0 || !late(pod, now, w.options.AttachmentGrace) {
+			continue // what can't be read isn't ours to judge: Multus refuses it, too
+		}
+		lacking = append(lacking, pod)
+		for _, ref := range missing {
+			counts[ref]++
+			id := string(pod.UID) + " " + ref
+			still[id] = true
+			if !w.told[id] {
+				w.log.Warn("a pod runs without the network it asks for", "pod", pod.Namespace+"/"+pod.Name, "network", ref)
+				w.event(pod, ReasonAttachmentMissing, "Watch", "the pod asks for network %s, but its network-status lacks it: it has no interface there; delete the pod, so that it is attached anew", ref)
+			}
+		}
+	}
+	w.told = still
+	w.metrics.missing.Reset()
+	for ref := range ours {
+		w.metrics.missing.WithLabelValues(ref).Set(float64(counts[ref]))
+	}
+	if w.options.Repair == RepairLonghorn {
+		w.repair(ctx, list.Items, lacking, now)
+	}
+}
+
+// repair deletes one of Longhorn's instance managers that lacks its network and runs nothing, so that Longhorn makes it anew. One at a
+// time: none other of this node is on its way.
+func (w *attachments) repair(ctx context.Context, all []corev1.Pod, lacking []*corev1.Pod, now time.Time) {
+	for len(w.deleted) > 0 && now.Sub(w.deleted[0]) > time.Hour {
+		w.deleted = w.deleted[1:]
+	}
+	if len(w.deleted) >= repairsAnHour || underWay(all) {
+		return
+	}
+	for _, pod := range lacking {
+		if pod.Labels[longhornComponent] != instanceManager || pod.Status.Phase != corev1.PodRunning {
+			continue
+		}
+		idle, err := w.idle(ctx, pod)
+		if err != nil || !idle {
+			w.log.Warn("an instance manager without its network isn't deleted", "pod", pod.Namespace+"/"+pod.Name, "idle", idle, "error", err)
+			continue
+		}
+		err = w.api.Delete(ctx, kubeapi.Resource{Version: "v1", Plural: "pods", Namespace: pod.Namespace}, pod.Name, string(pod.UID), "")
+		if err != nil && !apierrors.IsNotFound(err) {
+			w.log.Warn("an instance manager without its network can't be deleted", "pod", pod.Namespace+"/"+pod.Name, "error", w.api.Explain(err))
+			continue
+		}
+		w.deleted = append(w.deleted, now)
+		w.metrics.attachmentRepairs.Inc()
+		w.log.Info("deleted an instance manager that had no storage network and ran no instance", "pod", pod.Namespace+"/"+pod.Name)
+		w.event(pod, ReasonAttachmentRepair, "Delete", "the instance manager had no storage network and ran no instance: it was deleted, so that Longhorn makes it anew")
+		return
+	}
+}
+
+// underWay says that an instance manager is ending or starting.
+func underWay(all []corev1.Pod) bool {
+	for i := range all {
+		if all[i].Labels[longhornComponent] == instanceManager && (all[i].DeletionTimestamp != nil || all[i].Status.Phase == corev1.PodPending) {
+			return true
+		}
+	}
+	return false
+}
+
+// idle says that the InstanceManager object of a pod, which has its name, lists no instance. Longhorn's v1beta2 has three lists
+// (types/instancemanager.go: instanceEngines, instanceReplicas, and instances of older versions). An unknown status is not idle.
+func (w *attachments) idle(ctx context.Context, pod *corev1.Pod) (bool, error) {
+	var object struct {
+		metav1.ObjectMeta `json:"metadata"`
+
+		Status *struct {
+			Engines   map[string]any `json:"instanceEngines"`
+			Replicas  map[string]any `json:"instanceReplicas"`
+			Instances map[string]any `json:"instances"`
+		} `json:"status"`
+	}
+	managers := kubeapi.Resource{Group: "longhorn.io", Version: "v1beta2", Plural: "instancemanagers", Namespace: pod.Namespace}
+	if err := w.api.Get(ctx, managers, pod.Name, &object); err != nil {
+		return false, fmt.Errorf("read InstanceManager %s/%s: %w", pod.Namespace, pod.Name, w.api.Explain(err))
+	}
+	s := object.Status
+	return s != nil && len(s.Engines)+len(s.Replicas)+len(s.Instances) == 0, nil
+}
