@@ -100,10 +100,10 @@ func (b *bed) run(t *testing.T, n *controlplane.Node, name string) *controlplane
 // broken are the ways to break a node, and the devices that change by that and by its being put right.
 var broken = []struct {
 	name, script string
-	step         string // one of those that are counted
+	step         string // one of those that are counted, or its beginning
 	devices      []string
 }{
-	{"shim deleted", "ip link del " + shim, "shim.create", []string{shim}},
+	{"shim deleted", "ip link del " + shim, "shim.create", []string{shim, parent}}, // the kernel tells of the parent, too, which gets and loses a child
 	{"shim down", "ip link set " + shim + " down", "shim.up", []string{shim}},
 	{"address removed", "ip addr flush dev " + shim, "shim.address", []string{shim}},
 	{"flood entry removed", "bridge fdb del 00:00:00:00:00:00 dev " + parent + " dst 10.100.100.2", "parent.flood.add", nil},
@@ -114,7 +114,7 @@ var broken = []struct {
 	{"arp_ignore of the parent", "echo 0 >/proc/sys/net/ipv4/conf/" + parent + "/arp_ignore", "parent.sysctl", nil},
 	{"rp_filter of the shim", "echo 1 >/proc/sys/net/ipv4/conf/" + shim + "/rp_filter", "shim.sysctl", nil},
 	{"a route removed", "ip route del 10.100.100.2/32", "route.add", []string{"to-node2"}},
-	{"VTEP removed", "dev=$(ip -o addr show to 10.100.100.1/32 | awk '{print $2}'); ip addr del 10.100.100.1/32 dev $dev", "vtep.address", []string{"lo", "dummy0"}},
+	{"VTEP removed", "dev=$(ip -o addr show to 10.100.100.1/32 | awk '{print $2}'); ip addr del 10.100.100.1/32 dev $dev", "vtep.", []string{"lo", "dummy0"}},
 }
 
 // Whatever is broken is put right and counted, nothing else is touched, and the pod's interface lives on.
@@ -126,12 +126,12 @@ func chaos(t *testing.T, b *bed) {
 	want := state(t, n)
 	for _, c := range broken {
 		t.Run(c.name, func(t *testing.T) {
-			before := metric(t, n, "lhstorage_repairs_total", `step="`+c.step+`"`)
+			before := metric(t, n, "lhstorage_repairs_total", `step="`+c.step)
 			m := watchDevices(t, n)
 			sh(t, n, c.script)
 			took := eventually(t, n, promise, want)
 			t.Logf("put right after %s", took.Round(time.Millisecond))
-			require.Eventually(t, func() bool { return metric(t, n, "lhstorage_repairs_total", `step="`+c.step+`"`) > before }, promise, 10*time.Millisecond, "counted")
+			require.Eventually(t, func() bool { return metric(t, n, "lhstorage_repairs_total", `step="`+c.step) > before }, promise, 10*time.Millisecond, "counted")
 			m.requireOnly(t, c.devices...)
 			links, err := testnode.Links(pod.Netns)
 			require.NoError(t, err)

@@ -164,7 +164,9 @@ func state(t *testing.T, n *controlplane.Node) string {
 			}
 			fmt.Fprintf(&out, "%s %s mac %s mtu %d up %v %+v %+v\n", name, link.Kind, link.MAC, link.MTU, link.Up, link.VXLAN, link.Macvlan)
 			for _, a := range kernel.AddrsOf(addrs, link.Index) {
-				fmt.Fprintf(&out, "  %s\n", a.Prefix)
+				if !a.Prefix.Addr().IsLinkLocalUnicast() { // the kernel's own
+					fmt.Fprintf(&out, "  %s\n", a.Prefix)
+				}
 			}
 			for _, s := range []string{"arp_ignore", "arp_announce", "rp_filter"} {
 				value, _ := k.Sysctl(kernel.ConfPath("ipv4", name, s))
@@ -253,7 +255,7 @@ func watchDevices(t *testing.T, n *controlplane.Node) *monitor {
 func (m *monitor) read(out io.Reader) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		match := deviceOf.FindStringSubmatch(lines.Text())
-		if match == nil {
+		if match == nil || strings.Contains(lines.Text(), " fe80::") { // that is the kernel's own
 			continue
 		}
 		m.mu.Lock()

@@ -16,9 +16,11 @@ import (
 // health answers the probes. controller-runtime's own server withholds why something isn't ready, which is what people look for.
 type health struct {
 	mu       sync.Mutex
-	troubles map[string]string
-	begun    bool
+	troubles map[string]string // by part; "" for none
 }
+
+// partNode is the part that must have been through once before anything is ready.
+const partNode = "node"
 
 // set says what is amiss with a part of the agent's work; "" for nothing.
 func (h *health) set(part, trouble string) {
@@ -27,7 +29,6 @@ func (h *health) set(part, trouble string) {
 	if h.troubles == nil {
 		h.troubles = map[string]string{}
 	}
-	h.begun = true
 	h.troubles[part] = trouble
 }
 
@@ -35,7 +36,7 @@ func (h *health) set(part, trouble string) {
 func (h *health) ready() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.begun {
+	if _, over := h.troubles[partNode]; !over {
 		return errors.New("the first pass isn't over")
 	}
 	var words []string

@@ -270,7 +270,7 @@ func (k *keeper) publish(compiled Compiled) {
 			status[n.Plan.Parent.Name] = ""
 		}
 	}
-	k.health.set("node", strings.Join(troubles, "\n"))
+	k.health.set(partNode, strings.Join(troubles, "\n"))
 	k.status.set(status)
 }
 
