@@ -30,10 +30,10 @@ func TestAgent(t *testing.T) {
 	}{
 		{"nodes join", join},
 		{"chaos", chaos},
+		{"definitions that can't be gone by", definitions}, // while there is a leader: one that is killed is missed for a minute
 		{"the agent is killed", killed},
 		{"two agents at once", two},
 		{"peers come, change and go", peers},
-		{"definitions that can't be gone by", definitions},
 		{"a pod without its network", lacking},
 		{"the token", token},
 		{"the API server is away", away},
