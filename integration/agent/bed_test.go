@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
@@ -37,6 +38,8 @@ const (
 	parent     = "vxlan-storage"
 	shim       = "lhnet1-host"
 	kubeconfig = "/etc/lhstorage/kubeconfig"
+
+	agentKubeconfig = "/etc/lhstorage/agent.kubeconfig"
 
 	// What is promised is 2 s; a loaded machine may take longer, and the time that it took is logged.
 	promise = 5 * time.Second
@@ -56,8 +59,10 @@ const nad = `{
 type bed struct {
 	*controlplane.Cluster
 
-	mu     sync.Mutex
-	agents map[string]*controlplane.Process
+	agents map[string]*controlplane.Process // by node
+
+	mu      sync.Mutex
+	started []*controlplane.Process
 }
 
 func newBed(t *testing.T) *bed {
@@ -69,7 +74,15 @@ func newBed(t *testing.T) *bed {
 	require.NoError(t, err)
 	require.NoError(t, c.ApplyFiles(t.Context(), nil, filepath.Join(root, "deploy", "rbac", "agent.yaml")))
 	b := &bed{Cluster: c, agents: map[string]*controlplane.Process{}}
+	t.Cleanup(func() {
+		for _, p := range b.started {
+			assert.NoError(t, p.Kill())
+		}
+	})
+	account, err := c.ServiceAccountKubeconfig(t.Context(), "lhstorage-system", "lhstorage-agent", "")
+	require.NoError(t, err)
 	for _, n := range c.Nodes {
+		require.NoError(t, n.WriteFile(agentKubeconfig, account))
 		file, err := json.Marshal(nodefile.File{NodeName: n.Name, Kubeconfig: kubeconfig})
 		require.NoError(t, err)
 		require.NoError(t, n.WriteFile(nodefile.DefaultPath, file))
@@ -89,11 +102,16 @@ func (b *bed) start(t *testing.T, n *controlplane.Node) {
 // startAt starts an agent that serves metrics at a port and probes at the next one.
 func (b *bed) startAt(t *testing.T, n *controlplane.Node, port int) *controlplane.Process {
 	t.Helper()
-	p, err := n.StartDaemon(t.Context(), controlplane.Daemon{
-		Name: fmt.Sprintf("agent-%d", port), ServiceAccount: "lhstorage-system/lhstorage-agent",
-		Args: []string{"/opt/cni/bin/lhstorage-agent", "--attachment-grace=1s", fmt.Sprintf("--metrics-address=127.0.0.1:%d", port), fmt.Sprintf("--health-address=127.0.0.1:%d", port+1)},
-	})
+	name := fmt.Sprintf("agent-%d", port)
+	// Not as a pod, whose token would have to be asked for while the API server is away.
+	p, err := controlplane.Launch(name+" on "+n.Name, n.Log(name), n.Host.Enter, []string{
+		"/opt/cni/bin/lhstorage-agent", "--kubeconfig=" + agentKubeconfig, "--attachment-grace=1s",
+		fmt.Sprintf("--metrics-address=127.0.0.1:%d", port), fmt.Sprintf("--health-address=127.0.0.1:%d", port+1),
+	}, []string{"PATH=" + os.Getenv("PATH")})
 	require.NoError(t, err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.started = append(b.started, p)
 	return p
 }
 
