@@ -47,7 +47,7 @@ func TestCompile(t *testing.T) {
 		{"behind macvlan", []Definition{defined("a", 0, chained)}, "ns/a chained@eth1"},
 		{"behind a main plugin without a master", []Definition{defined("a", 0, strings.Replace(chained, `"master": "eth1", `, "", 1))}, ""},
 		{"in a pod", []Definition{defined("a", 0, `{"cniVersion": "1.0.0", "name": "n", "type": "lhstorage", "master": "eth0", "linkInContainer": true}`)}, ""},
-		{"broken ones beside a good one", []Definition{defined("a", 2, with(`"hostShim"`, `"hostshim"`)), defined("b", 1, `{"type": "lhstorage"`), defined("c", 0, storage)},
+		{"broken ones beside a good one", []Definition{defined("a", 2, with(`"hostShim"`, `"hostShimm"`)), defined("b", 1, `{"type": "lhstorage"`), defined("c", 0, storage)},
 			"ns/c storage@vxlan-storage; ns/a InvalidNetwork; ns/b InvalidNetwork"},
 		{"broken, and nobody knows whose", []Definition{defined("a", 0, `{`)}, ""},
 		{"a shim's network that can't be read", []Definition{defined("a", 0, with(`"type": "lhstorage-ipam", "range": "10.100.1.0/24"`, `"type": "dhcp"`))}, "ns/a InvalidNetwork"},
