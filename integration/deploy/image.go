@@ -31,13 +31,10 @@ func Image(ctx context.Context, name, dir string) (image.Image, error) {
 	}
 	for _, program := range programs {
 		path := filepath.Join(dir, program)
-		_, err := os.Stat(path)
-		switch {
-		case err == nil:
-			i.Files[programDir+program] = path
-		case !errors.Is(err, fs.ErrNotExist) || program != "lhstorage-agent": // TODO(agent): until it is there
+		if _, err := os.Stat(path); err != nil {
 			return i, fmt.Errorf("image %s: %w: `make build` builds it", name, err)
 		}
+		i.Files[programDir+program] = path
 	}
 	return i, addIptables(ctx, i)
 }
