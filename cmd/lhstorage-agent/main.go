@@ -38,8 +38,6 @@ func run(args []string) error {
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":9810", "where metrics are served; 0: nowhere")
 	flags.StringVar(&o.HealthAddress, "health-address", ":9811", "where /healthz and /readyz are served")
 	flags.StringVar(&o.NodeSelector, "node-selector", "", "labels of the Nodes that take part in storage networks; empty: all. Flood entries that nobody knows are removed once each of them has its place")
-	flags.BoolVar(&o.Firewall, "firewall", true, "keep the firewall's rules for the storage network")
-	flags.BoolVar(&o.Probe, "probe", true, "probe the three legs and report them")
 	flags.BoolVar(&o.Recorder, "recorder", false, "let the leader record pools though its own node has record: sync")
 	flags.StringVar(&o.Repair, "repair", "", "longhorn: delete Longhorn's instance managers that run without their network and run no instance")
 	flags.DurationVar(&o.AttachmentGrace, "attachment-grace", 0, "after which a pod should have its networks; 0: a minute")

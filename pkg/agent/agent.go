@@ -60,10 +60,9 @@ type Options struct {
 	Namespace       string       // of the agents' Lease
 	MetricsAddress  string       // host:port; "0" for none
 	HealthAddress   string
-	NodeSelector    string // the Nodes that take part; empty: all
-	Recorder        bool   // record pools for nodes with record: agent, though this one isn't one of them
-	Repair          string // "" or RepairLonghorn
-	Firewall, Probe bool
+	NodeSelector    string        // the Nodes that take part; empty: all
+	Recorder        bool          // record pools for nodes with record: agent, though this one isn't one of them
+	Repair          string        // "" or RepairLonghorn
 	AttachmentGrace time.Duration // after which a pod should have its networks; 0: a minute
 	TokenLifetime   time.Duration // of the plugins' token; 0: a day
 	Version         string
