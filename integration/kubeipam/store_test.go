@@ -45,6 +45,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"families", families},
 		{"host-shim", hostShimVerb},
 		{"places, interrupted", placesInterrupted},
+		{"probe reports", probeReports},
 		{"beside whereabouts", beside},
 		{"each call fails", eachCall},
 		{"API server away", away},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +41,7 @@ type PingResult struct {
 	Duplicates int
 	Min        time.Duration
 	Avg        time.Duration
+	Median     time.Duration
 	Max        time.Duration
 	SendErr    error // the last refusal to send, such as EMSGSIZE or ENETUNREACH
 }
@@ -51,6 +53,14 @@ func (r PingResult) Loss() float64 {
 		return 0
 	}
 	return 100 * float64(r.Wanted-r.Received) / float64(r.Wanted)
+}
+
+func median(rtts []time.Duration) time.Duration {
+	if len(rtts) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(rtts))
+	return sorted[len(sorted)/2]
 }
 
 // PayloadFor is the ICMP payload that fills an IP packet of mtu bytes to target.
@@ -74,7 +84,7 @@ func Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 	stats := pinger.Statistics()
 	result := PingResult{
 		Wanted: o.Count, Sent: stats.PacketsSent, Received: stats.PacketsRecv, Duplicates: stats.PacketsRecvDuplicates,
-		Min: stats.MinRtt, Avg: stats.AvgRtt, Max: stats.MaxRtt, SendErr: sendErr(),
+		Min: stats.MinRtt, Avg: stats.AvgRtt, Median: median(stats.Rtts), Max: stats.MaxRtt, SendErr: sendErr(),
 	}
 	switch {
 	case ctx.Err() != nil:

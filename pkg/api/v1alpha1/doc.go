@@ -1,7 +1,7 @@
 // Package v1alpha1 holds the objects that lhstorage keeps in a cluster.
 //
-// Both are cluster-scoped, and both are locks: the API server gives a name to one object
-// only, so whoever creates it has what it stands for. Neither is made by people.
+// All are cluster-scoped, and none is made by people. HostShim and AddressClaim are locks: the
+// API server gives a name to one object only, so whoever creates it has what it stands for.
 //
 // The deepcopy functions and the manifests in deploy/crds are generated: `make generate`.
 //
@@ -26,6 +26,8 @@ const (
 	HostShimResource     = "hostshims"
 	AddressClaimKind     = "AddressClaim"
 	AddressClaimResource = "addressclaims"
+	ProbeReportKind      = "ProbeReport"
+	ProbeReportResource  = "probereports"
 )
 
 // Labels by which objects are selected. Values that are no legal label values are
