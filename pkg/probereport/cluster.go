@@ -71,7 +71,7 @@ func PodsOf(attachments []record.Attachment, node string) []Pod {
 		if a.State != record.StateAttached || len(a.Addresses) == 0 {
 			continue
 		}
-		p := Pod{Ref: a.PodRef, Node: node, Network: a.Network, Netns: a.Netns}
+		p := Pod{Ref: a.PodRef, Node: node, Network: a.Network, Netns: a.Netns, Parent: a.Parent, Shim: a.Shim, IfName: a.IfName}
 		if p.Ref == "" { // started without Kubernetes
 			p.Ref = a.ContainerID
 		}

@@ -18,6 +18,8 @@ const Others = "*"
 type Metrics struct {
 	loss, rtt *prometheus.Desc
 	writes    prometheus.Counter
+	parents   *prometheus.CounterVec
+	children  *prometheus.CounterVec
 	last      atomic.Pointer[[]series]
 }
 
@@ -38,8 +40,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		writes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lhstorage_probe_report_writes_total", Help: "Writes of this node's ProbeReport object.",
 		}),
+		parents: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lhstorage_parent_transmit_bytes_total", Help: "Bytes that a parent sent to other nodes, each copy of a frame counted; added up once a round.",
+		}, []string{"parent"}),
+		children: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lhstorage_children_transmit_bytes_total", Help: "Bytes that the host shim and the pods' interfaces on a parent sent, to wherever; added up once a round.",
+		}, []string{"parent"}),
 	}
-	reg.MustRegister(m, m.writes)
+	reg.MustRegister(m, m.writes, m.parents, m.children)
 	return m
 }
 

@@ -36,7 +36,10 @@ type Pod struct {
 	Ref           string // namespace/name
 	Node, Network string
 	Addresses     []netip.Addr
-	Netns         string // path of its network namespace; of this node's pods only
+
+	// Of this node's pods only.
+	Netns                string // path of its network namespace
+	Parent, Shim, IfName string // its interface, what that hangs on, and the shim beside it
 }
 
 // Sources tell whom there is to ask.

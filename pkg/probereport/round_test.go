@@ -166,16 +166,22 @@ func TestRoundFindsWhatIsBroken(t *testing.T) {
 // gauge is a metric's value for a leg and a peer.
 func gauge(t *testing.T, from prometheus.Gatherer, name, leg, peer string) float64 {
 	t.Helper()
+	return value(t, from, name, leg+","+peer)
+}
+
+// value is a metric's value for its labels' values.
+func value(t *testing.T, from prometheus.Gatherer, name, of string) float64 {
+	t.Helper()
 	families, err := from.Gather()
 	require.NoError(t, err)
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			if f.GetName() == name && labels(m) == leg+","+peer {
-				return m.GetGauge().GetValue()
+			if f.GetName() == name && labels(m) == of {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue() // it is one of them
 			}
 		}
 	}
-	t.Fatalf("no %s for %s to %s", name, leg, peer)
+	t.Fatalf("no %s for %s", name, of)
 	return 0
 }
 
@@ -185,4 +191,39 @@ func labels(m *dto.Metric) string {
 		list = append(list, l.GetValue())
 	}
 	return strings.Join(list, ",")
+}
+
+// What a parent sends for what its children do: twice as much where each frame
+// goes to both other nodes.
+func TestAmplification(t *testing.T) {
+	l := labtest.Up(t, lab.Options{Nodes: 3})
+	labtest.AddPodPerNode(t, l)
+	node := l.Nodes()[0]
+	s := &site{Lab: l, t: t, node: node, gone: map[string]bool{}}
+	in, err := l.In(node.Name, "")
+	require.NoError(t, err)
+	registry := prometheus.NewRegistry()
+	p := &probereport.Prober{
+		Node: node.Name, Sources: s, Host: in, FromPods: true,
+		Log: slog.New(slog.DiscardHandler), Metrics: probereport.NewMetrics(registry),
+	}
+	const bytes = 16 << 20
+	var parent, children float64
+	ratio := func() float64 {
+		t.Helper()
+		_, err := l.Stream(t.Context(), lab.Flow{FromNode: "node1", FromPod: "pod1", ToNode: "node2", ToPod: "pod1", Bytes: bytes})
+		require.NoError(t, err)
+		require.NoError(t, p.Round(t.Context(), 0))
+		p0, c0 := parent, children
+		parent = value(t, registry, "lhstorage_parent_transmit_bytes_total", "vxlan-storage")
+		children = value(t, registry, "lhstorage_children_transmit_bytes_total", "vxlan-storage")
+		require.Greater(t, children-c0, float64(bytes))
+		return (parent - p0) / (children - c0)
+	}
+	require.NoError(t, p.Round(t.Context(), 0))
+	assert.InDelta(t, 1, ratio(), 0.1, "learning")
+	require.NoError(t, l.SetLearning(false))
+	assert.InDelta(t, 2, ratio(), 0.2, "flooding")
+	require.NoError(t, l.SetLearning(true))
+	assert.InDelta(t, 1, ratio(), 0.1, "learning again")
 }

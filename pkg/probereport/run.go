@@ -45,6 +45,7 @@ type Prober struct {
 
 	round   int
 	remote  map[string]listing
+	sent    traffic
 	results map[key]result
 	written v1alpha1.ProbeReportStatus
 	read    bool // whether written is what the object has
@@ -94,6 +95,7 @@ func (p *Prober) Round(ctx context.Context, spread time.Duration) error {
 		return err
 	}
 	legs = p.confirm(ctx, legs)
+	p.addTraffic(known.Local)
 	_, nodes := Nodes(known.Peers, p.Node, p.round)
 	p.remember(legs, known, max(Rotation(nodes, MaxNodes), Rotation(len(known.Local), maxLocal)))
 	p.round++
