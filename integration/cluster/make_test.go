@@ -34,7 +34,7 @@ func TestMakeClusterAndDown(t *testing.T) {
 	cmd := exec.Command(program, "up", "--nodes", "1")
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	require.NoError(t, err)
-	defer log.Close()
+	t.Cleanup(func() { assert.NoError(t, log.Close()) })
 	cmd.Stdout, cmd.Stderr = log, &said
 	require.NoError(t, cmd.Start())
 	ended := make(chan error, 1)
@@ -69,7 +69,7 @@ func TestMakeClusterAndDown(t *testing.T) {
 	require.NotEmpty(t, remains(t, name), "the test shows nothing: no trace of a cluster was found")
 
 	require.NoError(t, cmd.Process.Signal(syscall.SIGKILL))
-	<-ended
+	require.Error(t, <-ended, "it was killed")
 	ctx, cancel := context.WithTimeout(t.Context(), upTime)
 	defer cancel()
 	out, err = exec.CommandContext(ctx, program, "down").CombinedOutput()

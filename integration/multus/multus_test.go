@@ -125,7 +125,7 @@ func refused(t *testing.T, n *controlplane.Node, container string, netns ns.NetN
 	err := n.Do(func() error { return callOnNode("ADD", container, netns, nad) })
 	var refusal *types.Error
 	require.ErrorAs(t, err, &refusal)
-	assert.Equal(t, uint(types.ErrTryAgainLater), refusal.Code, "%v", err)
+	assert.Equal(t, types.ErrTryAgainLater, refusal.Code, "%v", err)
 	assert.Less(t, time.Since(began), 30*time.Second)
 	links, err := testnode.Links(netns)
 	require.NoError(t, err)

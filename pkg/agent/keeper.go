@@ -30,7 +30,6 @@ type keeper struct {
 	*Agent
 	wake   chan struct{}
 	states map[string]*netState // by network and parent
-	saved  []Definition
 }
 
 // netState is what is known of a network after its last pass.

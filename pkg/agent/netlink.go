@@ -61,7 +61,7 @@ func listenOnce(ctx context.Context, seen *observed, wake func()) error {
 	}
 	wake() // for what happened before
 	for {
-		concerns, open := false, true
+		var concerns, open bool
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

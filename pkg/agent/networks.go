@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -201,7 +202,7 @@ func saveDefinitions(stateDir string, list []Definition) error {
 	data = append(data, '\n')
 	path := definitionsPath(stateDir)
 	old, err := os.ReadFile(path) //nolint:gosec // below the node's state directory
-	if err == nil && string(old) == string(data) {
+	if err == nil && bytes.Equal(old, data) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -81,7 +81,7 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 	if plan.Parent.Name == "" {
 		return Answer{}, cnierr.New(cnierr.InvalidConfig, "network %q: the parent's name isn't known, so there is no place on it to claim; set parent.name", plan.Name)
 	}
-	if answer, ok := c.settled(plan, seen, last); ok {
+	if answer, ok := c.settled(plan, seen); ok {
 		return answer, nil
 	}
 	var object nodeObject
@@ -105,7 +105,7 @@ func (c *Claimer) Claim(ctx context.Context, plan *netconf.Plan, seen place.Seen
 }
 
 // settled is the answer where watches know the node's object as it must be.
-func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen, last place.Place) (Answer, bool) {
+func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen) (Answer, bool) {
 	if c.Known == nil {
 		return Answer{}, false
 	}
@@ -126,7 +126,7 @@ func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen, last place.Place)
 		return Answer{}, false
 	}
 	seen.Kubernetes = known.Internal
-	last = placeOf(own[0], plan.Name)
+	last := placeOf(own[0], plan.Name)
 	if place.Index(plan, pinned, seen, last) == 0 {
 		return Answer{}, false
 	}
