@@ -33,6 +33,11 @@ test: deps ## unit, kernel, lab and integration tests (as root; without root the
 test-cluster: deps ## tests in a real cluster (root); FULL=1: every repetition, VERBOSE=1: figures
 	@hack/test-cluster
 
+.PHONY: test-vm
+test-vm: ## tests in a VM with Debian's kernel: iSCSI, NVMe/TCP, VLAN, bond (root); RUN=regexp, VERBOSE=1
+	@hack/deps vm
+	@hack/test-vm
+
 .PHONY: cluster
 cluster: deps ## a real cluster of three nodes on this machine, to try things in (root)
 	@hack/cluster up

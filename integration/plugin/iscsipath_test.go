@@ -8,8 +8,10 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 )
 
 // Ways in which a cluster's network gives a pod its eth0.
@@ -41,17 +43,30 @@ func dialled(t *testing.T, p *pod) string {
 	return first
 }
 
+// kernelOrder is the order in which the running kernel dumps addresses.
+func kernelOrder(t *testing.T) iscsipath.Order {
+	t.Helper()
+	var u unix.Utsname
+	require.NoError(t, unix.Uname(&u))
+	return iscsipath.OrderOf(unix.ByteSliceToString(u.Release[:]))
+}
+
 func TestISCSIPath(t *testing.T) {
 	t.Parallel()
 	const storage = "the storage address"
+	// An index of 256 dumps before all others where only its last eight bits count.
+	foremost, foremostAuto := "", podIP
+	if kernelOrder(t) == iscsipath.Legacy {
+		foremost, foremostAuto = storage, storage
+	}
 	for _, tt := range []struct {
 		eth0, policy string
 		shim         bool
 		want         string // empty: refused
 	}{
 		{"made inside", "pod-ip", true, podIP},
-		{"made inside", "storage-ip", true, ""},
-		{"made inside", "auto", true, podIP}, // noted
+		{"made inside", "storage-ip", true, foremost},
+		{"made inside", "auto", true, foremostAuto}, // where it can't be had, that is noted
 		{"made inside", "auto", false, podIP},
 		{"moved in", "pod-ip", true, podIP},
 		{"moved in", "storage-ip", true, storage},

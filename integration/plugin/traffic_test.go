@@ -110,6 +110,12 @@ func (s space) flow(t testing.TB, name string, to netip.Addr) *flow {
 	return f
 }
 
+// end ends the flow; what it lost is known then.
+func (f *flow) end() {
+	close(f.stop)
+	<-f.done
+}
+
 // requireLossless ends flows that must have lost nothing.
 func requireLossless(t testing.TB, flows ...*flow) {
 	t.Helper()

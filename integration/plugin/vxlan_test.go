@@ -229,7 +229,7 @@ func TestReboot(t *testing.T) {
 	after := n1.pod(t, "after")
 	n1.add(t, after, n1.vxlan())
 	assert.Equal(t, []string{"10.100.1.1/24"}, n1.addrs(t, "lhnet1-host"))
-	assert.Equal(t, []string{"10.100.100.1/32"}, n1.addrs(t, "lo"))
+	assert.Contains(t, n1.sh(t, "ip -o addr show to 10.100.100.0/24"), " 10.100.100.1/32 ", "the VTEP, on a dummy or on lo")
 	assert.Equal(t, mac, n1.mac(t, "lhnet1-host"))
 	n2.add(t, n2.pod(t, "c"), n2.vxlan()) // its link came back with the peer: the route to it too
 	requireLegs(t, leg{"host-remote", n1.space, b.addr()}, leg{"pod-pod", after.space, b.addr()})

@@ -11,9 +11,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -203,6 +205,51 @@ type TB interface {
 	Helper()
 	Fatal(args ...any)
 	Skip(args ...any)
+}
+
+// InsideVM is set in the environment of tests inside the VM that `make test-vm` boots.
+const InsideVM = "LHSTORAGE_INSIDE_VM"
+
+// RequireVM skips a test that is not run inside the VM: it uses what a machine has
+// once, or the kernel's modules.
+func RequireVM(tb TB) {
+	tb.Helper()
+	if os.Getenv(InsideVM) == "" {
+		tb.Skip("only inside a VM: `make test-vm`")
+	}
+}
+
+// trials are what a kernel can do only if it can do what it is asked for by name.
+var trials = map[string]string{
+	"bond":  "ip link add trial type bond",
+	"dummy": "ip link add trial type dummy",
+	"netem": "tc qdisc add dev lo root netem delay 1ms",
+	"vlan":  "ip link add below type bridge && ip link add trial link below type vlan id 5",
+}
+
+// RequireKernel skips a test where the kernel can't do what is asked for (bond,
+// dummy, netem, vlan). The kernel of the VM can, so there it fails.
+func RequireKernel(tb TB, abilities ...string) {
+	tb.Helper()
+	RequireRoot(tb)
+	for _, ability := range abilities {
+		out, err := inFreshNetns(trials[ability])
+		switch {
+		case err == nil:
+		case os.Getenv(InsideVM) != "":
+			tb.Fatal("the VM's kernel must know " + ability + ": " + out)
+		default:
+			tb.Skip("the kernel knows no " + ability + "; `make test-vm` has one that does: " + out)
+		}
+	}
+}
+
+// inFreshNetns runs a shell script in a netns that ends with it.
+func inFreshNetns(script string) (string, error) {
+	cmd := exec.Command("sh", "-c", script) //nolint:noctx // ours, and nothing to wait for
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
 }
 
 // RequireRoot skips a test that is not run by root; where CI is set, which says

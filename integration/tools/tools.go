@@ -46,6 +46,11 @@ var programNames = map[string]map[string]string{
 	"whereabouts": {"cmd": "whereabouts", "controlloop": "ip-control-loop", "nodeslicecontroller": "node-slice-controller"},
 }
 
+// BuiltEnv names a directory in the environment that has what was built elsewhere,
+// for where nothing can be built, as inside a VM: a folder for each tools module,
+// and "own".
+const BuiltEnv = "LHSTORAGE_BUILT"
+
 // keepOwn is how long a build of our own binaries outlives its last use. It is
 // longer than any test run.
 const keepOwn = 24 * time.Hour
@@ -81,6 +86,9 @@ func Ours(tb TB, tags ...string) string {
 // on a cluster; "multus"; "whereabouts"; "helm") unless they are in the cache, and returns the
 // directory that holds them. Any number of processes may ask at once: one builds.
 func Module(ctx context.Context, name string) (string, error) {
+	if dir, ok := Built(name); ok {
+		return dir, nil
+	}
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -90,7 +98,7 @@ func Module(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("tools module %s: %w", name, err)
 	}
-	return cached(ctx, name, key, func(dir string) error {
+	return Cached(ctx, name, key, func(dir string) error {
 		if err := goBuild(ctx, module, dir, nil, []string{"tool"}); err != nil {
 			return err
 		}
@@ -112,6 +120,9 @@ func rename(dir string, names map[string]string) error {
 // directory; changed ones another, and the old one stays until it has not been
 // asked for in a day.
 func Own(ctx context.Context, tags ...string) (string, error) {
+	if dir, ok := Built("own"); ok && len(tags) == 0 {
+		return dir, nil
+	}
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -121,6 +132,13 @@ func Own(ctx context.Context, tags ...string) (string, error) {
 		return "", fmt.Errorf("build lhstorage's programs: none of %s is in %s", strings.Join(ownMains, ", "), root)
 	}
 	return buildOwn(ctx, root, tags, mains)
+}
+
+// Built is the directory of what was built elsewhere under a name, if anything was.
+func Built(name string) (dir string, ok bool) {
+	all := os.Getenv(BuiltEnv)
+	dir = filepath.Join(all, name)
+	return dir, all != "" && isDir(dir)
 }
 
 // Programs builds programs of the checkout that only tests run, each named by its
@@ -166,7 +184,7 @@ func publishOwn(ctx context.Context, work string, mains []string) (string, error
 		fmt.Fprintf(sum, "%s %d\n", name, len(data))
 		sum.Write(data)
 	}
-	dir, err := cached(ctx, "own", hex.EncodeToString(sum.Sum(nil))[:16], func(dir string) error {
+	dir, err := Cached(ctx, "own", hex.EncodeToString(sum.Sum(nil))[:16], func(dir string) error {
 		for name, data := range programs {
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
 				return fmt.Errorf("keep a program that was just built: %w", err)
@@ -223,9 +241,9 @@ func Root() (string, error) {
 	}
 }
 
-// cached returns the directory name-key of the cache, made by build if it isn't
+// Cached returns the directory name/key of the cache, made by build if it isn't
 // there yet.
-func cached(ctx context.Context, name, key string, build func(dir string) error) (string, error) {
+func Cached(ctx context.Context, name, key string, build func(dir string) error) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err

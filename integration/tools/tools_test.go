@@ -21,7 +21,7 @@ func TestCachedBuildsOnceForManyCallers(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			dir, err := cached(t.Context(), "thing", "v1", func(dir string) error {
+			dir, err := Cached(t.Context(), "thing", "v1", func(dir string) error {
 				builds.Add(1)
 				time.Sleep(20 * time.Millisecond)
 				return os.WriteFile(filepath.Join(dir, "program"), nil, 0o600)
@@ -53,7 +53,7 @@ func TestCachedKeepsNothingOfAFailedOrKilledBuild(t *testing.T) {
 	cache := t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", cache)
 	dir := filepath.Join(cache, "lhstorage", "thing", "v1")
-	_, err := cached(t.Context(), "thing", "v1", func(part string) error {
+	_, err := Cached(t.Context(), "thing", "v1", func(part string) error {
 		require.NoError(t, os.WriteFile(filepath.Join(part, "half"), nil, 0o600))
 		return errors.New("compiler on fire")
 	})
@@ -63,7 +63,7 @@ func TestCachedKeepsNothingOfAFailedOrKilledBuild(t *testing.T) {
 
 	require.NoError(t, os.MkdirAll(dir+".part", 0o750)) // of a builder that was killed
 	require.NoError(t, os.WriteFile(filepath.Join(dir+".part", "stale"), nil, 0o600))
-	got, err := cached(t.Context(), "thing", "v1", func(string) error { return nil })
+	got, err := Cached(t.Context(), "thing", "v1", func(string) error { return nil })
 	require.NoError(t, err)
 	require.Equal(t, dir, got)
 	require.NoFileExists(t, filepath.Join(dir, "stale"))
@@ -77,7 +77,7 @@ func TestCachedGivesUpWaitingForALock(t *testing.T) {
 	defer unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 	defer cancel()
-	_, err = cached(ctx, "thing", "v1", func(string) error { return nil })
+	_, err = Cached(ctx, "thing", "v1", func(string) error { return nil })
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "v1.lock")
 }
