@@ -236,11 +236,12 @@ func TestFirewall(t *testing.T) {
 					check(true)
 					s.on()
 					check(false)
-					s.noLoss()
 					s.off()
 					check(true)
 				})
 			}
+			s.on()
+			s.noLoss()
 		})
 	}
 }

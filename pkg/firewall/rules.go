@@ -231,17 +231,73 @@ func (b builder) peers() []Chain {
 	}
 	var chains []Chain
 	for _, port := range order {
-		c := chain(b.peerChain(port))
-		set, err := sets[port].IPSet()
-		if err == nil { // only of addresses that are none
-			for _, prefix := range set.Prefixes() {
-				c.add("peer", "RETURN", "-s", prefix.String())
-			}
+		if set, err := sets[port].IPSet(); err == nil { // an error only of addresses that are none
+			chains = append(chains, mayEnter(b.peerChain(port), set.Prefixes())...)
 		}
-		c.add("no peer", "DROP")
-		chains = append(chains, c.done())
 	}
 	return chains
+}
+
+// few is how many rules a packet is held against one after the other.
+const few = 32
+
+// mayEnter are the chains that let prefixes pass and drop all else, the one called
+// name last. More than a few prefixes are parted by the block that they lie in,
+// with a chain for each: 800 rules in a row cost each packet 8 µs (measured, nft).
+// A packet goes to its block's chain for good (-g), so that RETURN there leads
+// back to where name was called from.
+func mayEnter(name string, list []netip.Prefix) []Chain {
+	length := blockLength(list)
+	c := chain(name)
+	var order []netip.Prefix
+	blocks := map[netip.Prefix]*chainBuilder{}
+	for _, p := range list {
+		if p.Bits() < length || length == 0 {
+			c.add("peer", "RETURN", "-s", p.String())
+			continue
+		}
+		block, err := p.Addr().Prefix(length)
+		if err != nil {
+			continue // the length is one of the address's
+		}
+		if blocks[block] == nil {
+			blocks[block] = chain(fmt.Sprintf("%s-%d", name, len(order)))
+			c.add("peers", "-g "+blocks[block].chain.Name, "-s", block.String())
+			order = append(order, block)
+		}
+		blocks[block].add("peer", "RETURN", "-s", p.String())
+	}
+	c.add("no peer", "DROP")
+	var chains []Chain
+	for _, block := range order {
+		blocks[block].add("no peer", "DROP")
+		chains = append(chains, blocks[block].done())
+	}
+	return append(chains, c.done())
+}
+
+// blockLength is the length of the blocks by which a packet is held against the
+// fewest rules, at worst; 0 where it needs no blocks.
+func blockLength(list []netip.Prefix) int {
+	if len(list) <= few {
+		return 0
+	}
+	best, least := 0, len(list)
+	for length := 1; length <= list[0].Addr().BitLen(); length++ {
+		in, fullest, above := map[netip.Prefix]int{}, 0, 0
+		for _, p := range list {
+			if p.Bits() < length {
+				above++
+			} else if block, err := p.Addr().Prefix(length); err == nil {
+				in[block]++
+				fullest = max(fullest, in[block])
+			}
+		}
+		if rules := above + len(in) + fullest; rules < least {
+			best, least = length, rules
+		}
+	}
+	return best
 }
 
 // own picks the addresses of this family.
