@@ -62,7 +62,7 @@ func TestMakeClusterAndDown(t *testing.T) {
 		return found
 	}, upTime, 200*time.Millisecond)
 	kubectl := exec.Command("sh", "-c", "kubectl get nodes --no-headers")
-	kubectl.Env = environment
+	kubectl.Env = append(environment, "HOME="+t.TempDir()) // for what it caches
 	out, err := kubectl.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Regexp(t, `^node1 +Ready `, string(out))
