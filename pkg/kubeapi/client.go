@@ -209,6 +209,32 @@ func (c *Client) List(ctx context.Context, r Resource, into any, opts ...Option)
 	return c.call(ctx, http.MethodGet, r.path(""), "", query(opts), nil, into)
 }
 
+// pageSize is how many objects of a long list are in memory at once.
+const pageSize = 500
+
+// Each reads a list that may be long, in pages, and calls do for each object, decoded as far as T goes. All pages
+// show the same moment; one that takes so long that the server has forgotten it is an Expired error.
+func Each[T any](ctx context.Context, c *Client, r Resource, do func(T), opts ...Option) error {
+	q := query(opts)
+	q.Set("limit", strconv.Itoa(pageSize))
+	for {
+		var page struct {
+			Metadata metav1.ListMeta `json:"metadata"`
+			Items    []T             `json:"items"`
+		}
+		if err := c.call(ctx, http.MethodGet, r.path(""), "", q, nil, &page); err != nil {
+			return err
+		}
+		for _, item := range page.Items {
+			do(item)
+		}
+		if page.Metadata.Continue == "" {
+			return nil
+		}
+		q.Set("continue", page.Metadata.Continue)
+	}
+}
+
 // Event is a change that a watch tells of.
 type Event struct {
 	Type   string // ADDED, MODIFIED, DELETED, BOOKMARK or ERROR

@@ -291,3 +291,27 @@ func (s *Store) abandon(ctx context.Context, claim ipam.Claim) error {
 	}
 	return err
 }
+
+// ReleaseAsRead gives up a claim that no attachment holds, as a DEL does, if it is as it was read; false when it isn't:
+// then somebody has taken it over, or given it up. It completes what a killed DEL began.
+func (s *Store) ReleaseAsRead(ctx context.Context, object v1alpha1.AddressClaim) (bool, error) {
+	ops := []kubeapi.Op{
+		kubeapi.Test("/metadata/uid", string(object.UID)), kubeapi.Test("/metadata/resourceVersion", object.ResourceVersion),
+		kubeapi.Add("/spec/released", true), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelState), v1alpha1.StateReleased),
+	}
+	var marked v1alpha1.AddressClaim
+	err := s.API.Patch(ctx, Claims, object.Name, ops, &marked)
+	if apierrors.IsInvalid(err) || apierrors.IsConflict(err) { // a failed test, or a refusal
+		getErr := s.API.Get(ctx, Claims, object.Name, &marked)
+		if apierrors.IsNotFound(getErr) || getErr == nil && marked.ResourceVersion != object.ResourceVersion {
+			return false, nil
+		}
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("give up claim %s, which nobody holds: %w", object.Name, s.API.Explain(err))
+	}
+	return true, s.finish(ctx, marked)
+}
