@@ -55,6 +55,8 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"back again, with a recorder", backAgain},
 		{"overtaken release, record: sync", overtaken("sync")},
 		{"overtaken release, record: agent", overtaken("agent")},
+		{"leaks, record: sync", leaks("sync")},
+		{"leaks, record: agent", leaks("agent")},
 		{"API server killed in a storm, record: sync", serverKilled("sync")},
 		{"API server killed in a storm, record: agent", serverKilled("agent")},
 	} {

@@ -146,7 +146,7 @@ func (j judgement) judge(c v1alpha1.AddressClaim) (Reason, string) {
 		return j.containers(c)
 	}
 	pod, exists := j.Pods[c.Spec.PodRef]
-	addr, _ := netip.ParseAddr(c.Spec.Address) //nolint:errcheck // nonsense is named by no pod
+	addr, _ := netip.ParseAddr(c.Spec.Address) // nonsense is named by no pod
 	switch {
 	case !exists:
 		return j.unlessAway(c, PodGone, fmt.Sprintf("there is no pod %s", c.Spec.PodRef))
