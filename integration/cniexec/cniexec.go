@@ -28,6 +28,7 @@ type Call struct {
 	Conf        []byte
 	Env         []string // more of the environment
 	Through     string   // a program that starts the binary, its argument; empty: none
+	Argv        []string // arguments of the binary, for what isn't a verb of CNI
 }
 
 // Outcome is what a call printed and what it cost.
@@ -41,10 +42,11 @@ type Outcome struct {
 // Run calls the plugin from the netns host (nil: this process's own). The error
 // of a plugin that refused is a *types.Error, with its stderr in the text around it.
 func Run(ctx context.Context, host ns.NetNS, call Call) (Outcome, error) {
-	cmd := exec.CommandContext(ctx, call.Plugin)
+	argv := append([]string{call.Plugin}, call.Argv...)
 	if call.Through != "" {
-		cmd = exec.CommandContext(ctx, call.Through, call.Plugin)
+		argv = append([]string{call.Through}, argv...)
 	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(),
 		"CNI_COMMAND="+call.Command,
 		"CNI_CONTAINERID="+call.ContainerID,

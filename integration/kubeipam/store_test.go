@@ -48,6 +48,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"probe reports", probeReports},
 		{"beside whereabouts", beside},
 		{"each call fails", eachCall},
+		{"each call goes wrong on the wire", throughAProxy},
 		{"API server away", away},
 		{"kill -9 at each point", killed},
 		{"two hundred at once", crowds},

@@ -128,9 +128,10 @@ type attachment struct{ pod, container, ifName string }
 
 var pod1 = attachment{"default/pod1", "cid1", "net1"}
 
-// answer is what a call said. Exactly one of both is set after a failed ADD; both are empty after a DEL that went well.
+// answer is what a call said: an error, or what an ADD gave.
 type answer struct {
 	addresses string
+	more      string // routes and DNS, as JSON
 	err       error
 }
 
@@ -154,7 +155,9 @@ func (s *side) call(t require.TestingT, limit time.Duration, verb, section strin
 		return answer{}
 	}
 	var result struct {
-		IPs []struct{ Address, Gateway string }
+		IPs    []struct{ Address, Gateway string }
+		Routes []types.Route
+		DNS    types.DNS
 	}
 	require.NoError(t, json.Unmarshal(out.Stdout, &result), "%s", out.Stdout)
 	var list []string
@@ -165,7 +168,9 @@ func (s *side) call(t require.TestingT, limit time.Duration, verb, section strin
 		}
 		list = append(list, text)
 	}
-	return answer{addresses: strings.Join(list, ", ")}
+	rest, err := json.Marshal(map[string]any{"routes": result.Routes, "dns": result.DNS})
+	require.NoError(t, err)
+	return answer{addresses: strings.Join(list, ", "), more: string(rest)}
 }
 
 func (s *side) run(ctx context.Context, verb, section string, who attachment, more ...string) (cniexec.Outcome, error) {

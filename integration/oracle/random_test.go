@@ -84,6 +84,7 @@ func drawNetwork(t *rapid.T, net netip.Prefix) network {
 		conf["ipRanges"] = append(list, more)
 		n.several = true
 	}
+	drawRest(t, conf, n.net)
 	if conf["ipRanges"] == nil && rapid.IntRange(0, 3).Draw(t, "with gateway") == 0 { // not for two families: a divergence
 		conf["gateway"] = at(n.net, 1).String()
 	}
@@ -93,6 +94,30 @@ func drawNetwork(t *rapid.T, net netip.Prefix) network {
 	}
 	n.section = string(text[1 : len(text)-1])
 	return n
+}
+
+// drawRest draws what goes into the result without being claimed.
+func drawRest(t *rapid.T, conf map[string]any, net netip.Prefix) {
+	seldom := func(what string) bool { return rapid.IntRange(0, 3).Draw(t, what) == 0 }
+	if seldom("with routes") {
+		routes := []map[string]string{{"dst": "172.16.0.0/12"}, {"dst": "10.200.0.0/16", "gw": "10.0.0.5"}, {"dst": "fd00:200::/32", "gw": "fd00:1::5"}}
+		conf["routes"] = rapid.SliceOfN(rapid.SampledFrom(routes), 0, 3).Draw(t, "routes")
+	}
+	if seldom("with dns") {
+		conf["dns"] = map[string]any{
+			"nameservers": rapid.SliceOfN(rapid.SampledFrom([]string{"10.0.0.53", "fd00::53"}), 0, 2).Draw(t, "nameservers"),
+			"domain":      rapid.SampledFrom([]string{"", "storage.example"}).Draw(t, "domain"),
+			"search":      rapid.SliceOfN(rapid.Just("storage.example"), 0, 1).Draw(t, "search"),
+			"options":     rapid.SliceOfN(rapid.Just("ndots:2"), 0, 1).Draw(t, "options"),
+		}
+	}
+	if seldom("with addresses") {
+		fixed := []map[string]string{
+			{"address": "10.9.0.1/16"}, {"address": "10.9.0.2/16", "gateway": "10.9.255.254"}, {"address": "fd00:9::1/64"},
+			{"address": fmt.Sprintf("%s/%d", at(net, 3), net.Bits())}, // not kept for this pod: as whereabouts
+		}
+		conf["addresses"] = rapid.SliceOfN(rapid.SampledFrom(fixed), 1, 2).Draw(t, "addresses")
+	}
 }
 
 // drawRange draws a range of the net, its window and what it excludes.
@@ -139,6 +164,7 @@ type deed struct {
 	Pod, Key               int
 	Ifname                 string
 	NewSandbox, OldSandbox bool
+	Args                   string // CNI_ARGS of an ADD
 }
 
 func drawDeed(t *rapid.T) deed {
@@ -149,6 +175,7 @@ func drawDeed(t *rapid.T) deed {
 		Pod: rapid.IntRange(0, 4).Draw(t, "pod"), Key: rapid.IntRange(1, 6).Draw(t, "key"),
 		Ifname:     rapid.SampledFrom([]string{"net1", "net1", "net2"}).Draw(t, "ifname"),
 		NewSandbox: rapid.Bool().Draw(t, "new sandbox"), OldSandbox: rapid.IntRange(0, 3).Draw(t, "old sandbox") == 0,
+		Args: rapid.SampledFrom([]string{"", "", "", "", "IP=10.9.0.7/16", "IP=10.9.0.7/16,fd00:9::7/64", "IP=10.9.0.7/16;GATEWAY=10.9.0.254", "IP=10.9.0.7", "IP=nope"}).Draw(t, "args"),
 	}
 }
 
@@ -173,7 +200,7 @@ func (w *walk) do(t *rapid.T, d deed) {
 			w.sandbox[d.Pod]++
 		}
 		who.container = fmt.Sprintf("cid%d-%d", d.Pod, w.sandbox[d.Pod])
-		w.same(t, net, who)
+		w.same(t, net, who, strings.Fields(d.Args)...)
 	case "DEL":
 		who.container = fmt.Sprintf("cid%d-%d", d.Pod, w.sandbox[d.Pod])
 		if d.OldSandbox {
@@ -203,11 +230,12 @@ func (w *walk) do(t *rapid.T, d deed) {
 }
 
 // same adds on both sides and compares the answers.
-func (w *walk) same(t *rapid.T, net network, who attachment) {
-	theirs, ours := w.theirs.add(t, net.section, who), w.ours.add(t, net.section, who)
+func (w *walk) same(t *rapid.T, net network, who attachment, args ...string) {
+	theirs, ours := w.theirs.add(t, net.section, who, args...), w.ours.add(t, net.section, who, args...)
 	if theirs.err == nil {
 		require.NoError(t, ours.err)
 		require.Equal(t, theirs.addresses, ours.addresses)
+		require.Equal(t, theirs.more, ours.more)
 		return
 	}
 	require.Error(t, ours.err, "whereabouts: %s", said(theirs.err))

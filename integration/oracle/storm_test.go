@@ -22,35 +22,36 @@ import (
 // patient leaves calls the time that a hundred of them at once need on a machine that has other things to do.
 const patient = shared + `, "timeout": "1m"`
 
-// A killed ADD of ours holds no more than its repetition finds again, and its DEL takes all of it away.
+// A killed ADD of either holds no more than its repetition finds again, and its DEL takes all of it away. A killed whereabouts
+// keeps the others of its kind waiting for its lease, no more.
 func sideBySideKilled(t *testing.T, b *bed) {
 	theirs, ours := b.mixed(t)
 	g := &given{holder: map[string]attachment{}, failed: map[attachment]string{}}
-	var killed atomic.Int32
+	var killed [2]atomic.Int32
 	began := time.Now()
 	atOnce(2*perSide, func(i int) {
+		s, who, kills, seconds := ours, podNr("ours", i), 2, 1
 		if i%2 == 0 {
-			g.add(t, theirs, shared, podNr("theirs", i))
-			return
+			s, who, kills, seconds = theirs, podNr("theirs", i), min(i%10/2, 1), 5
 		}
-		who := podNr("ours", i)
-		for range 2 {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond+rand.N(time.Second))
-			_, err := ours.run(ctx, "ADD", patient, who)
+		for range kills {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond+rand.N(time.Duration(seconds)*time.Second))
+			_, err := s.run(ctx, "ADD", patient, who)
 			cancel()
 			if err != nil && strings.Contains(err.Error(), "signal: killed") {
-				killed.Add(1)
+				killed[i%2].Add(1)
 			}
 		}
-		if i%3 == 0 { // its pod never comes back
+		if s == ours && i%3 == 0 { // its pod never comes back
 			assert.NoError(t, ours.del(t, patient, who))
 			return
 		}
-		g.add(t, ours, patient, who)
+		g.add(t, s, patient, who)
 	})
 	g.report(t, began)
-	t.Logf("%d of ours were killed", killed.Load())
-	require.NotZero(t, killed.Load())
+	t.Logf("killed: %d of ours, %d of theirs", killed[1].Load(), killed[0].Load())
+	require.NotZero(t, killed[0].Load())
+	require.NotZero(t, killed[1].Load())
 	g.recorded(t, ours)
 	b.emptied(t, theirs, ours, g)
 }
