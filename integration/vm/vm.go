@@ -36,6 +36,20 @@ const (
 // rootModules are the drivers of the root file system and of the port for events.
 var rootModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
+// Machine is what a VM has besides processors and memory.
+type Machine struct {
+	Kernel Kernel
+
+	// Disk is a file that is the VM's disk vda; empty: it has none. What the VM has
+	// written and not synced when it ends is lost, as in a power cut.
+	Disk string
+
+	// NIC gives the VM an eth0, on which QEMU itself carries TCP out into the network
+	// namespace in which it was started. The VM is 10.0.2.15/24 there, its gateway
+	// 10.0.2.2 (QEMU's defaults for "-netdev user").
+	NIC bool
+}
+
 // Outcome is how a run ended.
 type Outcome struct {
 	Name string
@@ -45,17 +59,18 @@ type Outcome struct {
 // Boot boots a VM once and has it do its runs, one after the other. Their output
 // goes to out as it comes. A run that failed is no error; a VM that did not come to
 // the end of its plan is, and the outcomes are then those of the runs that it ended.
-func Boot(ctx context.Context, kernel Kernel, runs []wire.Run, env []string, out io.Writer) ([]Outcome, error) {
+// When Boot returns the VM is gone, and so is all that it needed.
+func Boot(ctx context.Context, machine Machine, runs []wire.Run, env []string, out io.Writer) ([]Outcome, error) {
 	dir, err := os.MkdirTemp("", "lhstorage-vm-")
 	if err != nil {
 		return nil, fmt.Errorf("make room for a VM's files: %w", err)
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a left-over directory is no reason to fail
-	plan := wire.Plan{Modules: kernel.Modules, Env: append(slices.Clone(env), testnode.InsideVM+"=1"), Runs: runs}
+	plan := wire.Plan{Modules: machine.Kernel.Modules, Env: append(slices.Clone(env), testnode.InsideVM+"=1"), Runs: runs}
 	if err := makeInitramfs(ctx, filepath.Join(dir, "initramfs"), plan); err != nil {
 		return nil, fmt.Errorf("make the VM's initramfs: %w", err)
 	}
-	outcomes, err := boot(ctx, dir, kernel, out)
+	outcomes, err := boot(ctx, dir, machine, out)
 	if err != nil {
 		return outcomes, fmt.Errorf("%w\nthe VM's console:\n%s", err, lastLines(filepath.Join(dir, "console")))
 	}
@@ -96,10 +111,10 @@ func makeInitramfs(ctx context.Context, path string, plan wire.Plan) error {
 }
 
 // boot starts QEMU and listens to its VM until that ends.
-func boot(ctx context.Context, dir string, kernel Kernel, out io.Writer) ([]Outcome, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", arguments(dir, kernel)...)
+func boot(ctx context.Context, dir string, machine Machine, out io.Writer) ([]Outcome, error) {
+	vm, end := context.WithCancel(ctx)
+	defer end()
+	cmd := exec.CommandContext(vm, "qemu-system-x86_64", arguments(dir, machine)...)
 	// Should this process be killed, the VM goes with the thread that started it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread()
@@ -115,24 +130,24 @@ func boot(ctx context.Context, dir string, kernel Kernel, out io.Writer) ([]Outc
 	}
 	outcomes, err := listen(events, out)
 	if err != nil {
-		cancel() // whatever it still does is of no use
+		end() // whatever it still does is of no use
 	}
 	waitErr := cmd.Wait()
 	switch {
 	case err == nil:
 		return outcomes, nil
-	case ctx.Err() != nil && context.Cause(ctx) != context.Canceled: //nolint:errorlint // exactly this
-		return outcomes, fmt.Errorf("the VM had not come to its end: %w", context.Cause(ctx))
+	case ctx.Err() != nil:
+		return outcomes, fmt.Errorf("the VM was ended before it had finished: %w; %w", context.Cause(ctx), err)
 	}
 	return outcomes, fmt.Errorf("%w (QEMU: %w %s)", err, waitErr, bytes.TrimSpace(stderr.Bytes()))
 }
 
-func arguments(dir string, kernel Kernel) []string {
-	return []string{
+func arguments(dir string, machine Machine) []string {
+	args := []string{
 		// KVM hangs on some machines that are VMs themselves; TCG works everywhere.
 		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", processors, "-m", memory,
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "file:" + filepath.Join(dir, "console"),
-		"-kernel", kernel.Image, "-initrd", filepath.Join(dir, "initramfs"),
+		"-kernel", machine.Kernel.Image, "-initrd", filepath.Join(dir, "initramfs"),
 		"-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check",
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=root,mount_tag=" + wire.RootTag,
@@ -140,6 +155,13 @@ func arguments(dir string, kernel Kernel) []string {
 		"-chardev", "file,id=events,path=/dev/stdout", "-device", "virtio-serial-pci",
 		"-device", "virtserialport,chardev=events,name=" + wire.Port,
 	}
+	if machine.Disk != "" {
+		args = append(args, "-drive", "if=virtio,format=raw,file="+machine.Disk)
+	}
+	if machine.NIC {
+		args = append(args, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net")
+	}
+	return args
 }
 
 // listen reads events until the VM has finished.

@@ -1,12 +1,18 @@
 package vm
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,77 +32,133 @@ const (
 	only = "LHSTORAGE_TEST_VM_RUN"
 	// verbose has what the tests log printed, also of those that pass.
 	verbose = "LHSTORAGE_TEST_VM_VERBOSE"
+	// limitEnv is how long all VMs together may take, as time.ParseDuration reads it.
+	limitEnv = "LHSTORAGE_TEST_VM_LIMIT"
 
-	limit = 10 * time.Minute
+	usualLimit = 10 * time.Minute
 )
 
 // suites are the tests that run in the VM: of a package those whose names match.
-var suites = []struct{ folder, tests string }{
+var suites = []suite{
 	{"pkg/iscsipath", "Kernel"},
 	{"pkg/kernel", "."},
 	{"integration/plugin", "^Test(Kernel|VLAN|VXLAN|LossAndDelay|ISCSIPath|Families|LegsOverVXLAN|Reboot)"},
 	{"integration/stocksuite", "OurPlugin"},
 }
 
-var errTooLong = fmt.Errorf("%s are over", limit)
+type suite struct{ folder, tests string }
 
 func TestInVM(t *testing.T) {
+	ctx, kernel := begin(t)
+	plan := prepare(ctx, t, asked(suites)...)
+	carryOut(ctx, t, Machine{Kernel: kernel}, plan)
+}
+
+// asked has those tests run only that somebody asked for, in all suites.
+func asked(suites []suite) []suite {
+	list := slices.Clone(suites)
+	for i := range list {
+		list[i].tests = cmp.Or(os.Getenv(only), list[i].tests)
+	}
+	return list
+}
+
+// begin is the beginning of a test with a VM, which ends with the context: at the
+// time limit of all VMs, or when somebody wants no more of it.
+func begin(t *testing.T) (context.Context, Kernel) {
+	t.Helper()
 	if os.Getenv(wanted) == "" {
 		t.Skipf("%s isn't set: `make test-vm` sets it", wanted)
 	}
 	testnode.RequireRoot(t)
-	kernel, err := DebianKernel(t.Context())
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	t.Cleanup(stop)
+	kernel, err := DebianKernel(ctx)
 	require.NoError(t, err)
-	built := t.TempDir()
-	env := []string{
-		"CI=true", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tools.BuiltEnv + "=" + built,
+	return ctx, kernel
+}
+
+// unlessOthersAreAsked skips a test that is not among those asked for.
+func unlessOthersAreAsked(t *testing.T) {
+	t.Helper()
+	asked, err := regexp.Compile(os.Getenv(only))
+	require.NoError(t, err, "RUN")
+	if !asked.MatchString(t.Name()) {
+		t.Skipf("RUN=%s", asked)
 	}
-	plan := plan(t, built)
-	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, errTooLong)
+}
+
+// deadline is when the last VM must have ended. The clock runs from the first on.
+var deadline = sync.OnceValues(func() (time.Time, error) {
+	limit, err := time.ParseDuration(cmp.Or(os.Getenv(limitEnv), usualLimit.String()))
+	return time.Now().Add(limit), err
+})
+
+var errTooLong = errors.New("the time that VMs may take is over (LIMIT=" + cmp.Or(os.Getenv(limitEnv), usualLimit.String()) + ")")
+
+// carryOut boots a machine, has it do the plan, and wants each run to succeed.
+func carryOut(ctx context.Context, t *testing.T, machine Machine, plan plan) {
+	t.Helper()
+	end, err := deadline()
+	require.NoError(t, err, "LIMIT")
+	ctx, cancel := context.WithDeadlineCause(ctx, end, errTooLong)
 	defer cancel()
-	outcomes, err := Boot(ctx, kernel, plan, env, os.Stdout)
+	began := time.Now()
+	outcomes, err := Boot(ctx, machine, plan.runs, plan.env, os.Stdout)
+	t.Logf("the VM took %s", time.Since(began).Round(time.Second))
 	for _, o := range outcomes {
 		t.Run(o.Name, func(t *testing.T) { assert.Empty(t, o.Error, "see its output above") })
 	}
 	require.NoError(t, err)
-	assert.Len(t, outcomes, len(plan))
+	assert.Len(t, outcomes, len(plan.runs))
 }
 
-// plan builds everything that the tests need, under built, and says how they are
-// run.
-func plan(t *testing.T, built string) []wire.Run {
+// plan is what a VM does, and in what environment.
+type plan struct {
+	runs []wire.Run
+	env  []string
+}
+
+// prepare builds everything that tests need, and says how they are run.
+func prepare(ctx context.Context, t *testing.T, suites ...suite) plan {
 	t.Helper()
 	root, err := tools.Root()
 	require.NoError(t, err)
+	built := t.TempDir()
 	for name, dir := range map[string]string{"own": tools.Ours(t), "stock": tools.Build(t, "stock")} {
 		require.NoError(t, os.Symlink(dir, filepath.Join(built, name)))
 	}
-	require.NoError(t, os.Mkdir(filepath.Join(built, "suite"), 0o750))
-	t.Chdir(filepath.Join(root, "integration", "stocksuite"))
-	require.NoError(t, stocksuite.Compile(t.Context(), t.TempDir(), filepath.Join(built, "suite", "lhstorage.test"), "lhstorage", true))
 	args := []string{"test", "-c", "-o", built + "/"}
 	for _, s := range suites {
 		args = append(args, "./"+s.folder)
-	}
-	goTool(t, root, args...)
-	var runs []wire.Run
-	for _, s := range suites {
-		tests := s.tests
-		if o := os.Getenv(only); o != "" {
-			tests = o
+		if s.folder == "integration/stocksuite" {
+			compileStockSuite(ctx, t, root, filepath.Join(built, "suite"))
 		}
-		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=8m", "-test.run=" + tests}
+	}
+	goTool(ctx, t, root, args...)
+	p := plan{env: []string{
+		"CI=true", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tools.BuiltEnv + "=" + built,
+	}}
+	for _, s := range suites {
+		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=8m", "-test.run=" + s.tests}
 		if os.Getenv(verbose) != "" {
 			argv = append(argv, "-test.v")
 		}
-		runs = append(runs, wire.Run{Name: s.folder, Dir: filepath.Join(root, s.folder), Argv: argv})
+		p.runs = append(p.runs, wire.Run{Name: s.folder, Dir: filepath.Join(root, s.folder), Argv: argv})
 	}
-	return runs
+	return p
 }
 
-func goTool(t *testing.T, dir string, args ...string) {
+func compileStockSuite(ctx context.Context, t *testing.T, root, dir string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", args...)
+	require.NoError(t, os.Mkdir(dir, 0o750))
+	t.Chdir(filepath.Join(root, "integration", "stocksuite"))
+	require.NoError(t, stocksuite.Compile(ctx, t.TempDir(), filepath.Join(dir, "lhstorage.test"), "lhstorage", true))
+}
+
+func goTool(ctx context.Context, t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	out, err := cmd.CombinedOutput()
