@@ -182,27 +182,3 @@ func TestVXLANOverVLANOverBond(t *testing.T) {
 		})
 	}
 }
-
-// What a bad link does is what the probes say of it.
-func TestLossAndDelayAreSeen(t *testing.T) {
-	t.Parallel()
-	testnode.RequireKernel(t, "netem")
-	n1, n2 := twoNodes(t)
-	a, b := n1.pod(t, "a"), n2.pod(t, "b")
-	n1.add(t, a, n1.vxlan())
-	n2.add(t, b, n2.vxlan())
-	const delay = 100 * time.Millisecond
-	n1.sh(t, "tc qdisc add dev to-node2 root netem delay 100ms loss 25%%")
-
-	remote, err := n1.ping(t.Context(), b.addr(), 200, 5*time.Millisecond)
-	require.NoError(t, err)
-	assert.InDelta(t, 25, remote.Loss(), 15, "per cent lost")
-	assert.GreaterOrEqual(t, remote.Min, delay)
-	local, err := n1.ping(t.Context(), a.addr(), 20, 10*time.Millisecond)
-	require.NoError(t, err)
-	assert.Zero(t, local.Loss(), "the local leg doesn't use the link")
-	assert.Less(t, local.Avg, delay)
-
-	n1.sh(t, "tc qdisc del dev to-node2 root")
-	requireLegs(t, leg{"host-remote", n1.space, b.addr()})
-}
