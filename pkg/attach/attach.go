@@ -39,7 +39,7 @@ import (
 const (
 	addTime  = 30 * time.Second
 	delTime  = 30 * time.Second
-	undoTime = 20 * time.Second
+	undoTime = 25 * time.Second // more than lhstorage-ipam takes (20 s): a release that it can't do it must come to queueing
 	lockWait = 20 * time.Second
 	grace    = 50 * time.Millisecond // frames under way to a MAC that neighbours have just left
 	declines = 3                     // how many duplicate addresses one ADD gives back
