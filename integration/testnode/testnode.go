@@ -210,6 +210,10 @@ type TB interface {
 // InsideVM is set in the environment of tests inside the VM that `make test-vm` boots.
 const InsideVM = "LHSTORAGE_INSIDE_VM"
 
+// VMKubeconfig is set in the environment of those tests inside the VM whose machine is
+// a node of a cluster: its kubeconfig's path.
+const VMKubeconfig = "LHSTORAGE_TEST_VM_KUBECONFIG"
+
 // RequireVM skips a test that is not run inside the VM: it uses what a machine has
 // once, or the kernel's modules.
 func RequireVM(tb TB) {
