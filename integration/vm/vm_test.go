@@ -3,7 +3,7 @@ package vm
 import (
 	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +29,7 @@ const (
 	wanted = "LHSTORAGE_TEST_VM"
 	// only is a regular expression of tests; all others are left out.
 	only = "LHSTORAGE_TEST_VM_RUN"
-	// verbose has what the tests log printed, also of those that pass.
+	// verbose has all that the tests say printed as it comes, also of those that pass.
 	verbose = "LHSTORAGE_TEST_VM_VERBOSE"
 	// limitEnv is how long all VMs together may take, as time.ParseDuration reads it.
 	limitEnv = "LHSTORAGE_TEST_VM_LIMIT"
@@ -88,29 +87,34 @@ func unlessOthersAreAsked(t *testing.T) {
 	}
 }
 
-// deadline is when the last VM must have ended. The clock runs from the first on.
-var deadline = sync.OnceValues(func() (time.Time, error) {
-	limit, err := time.ParseDuration(cmp.Or(os.Getenv(limitEnv), usualLimit.String()))
-	return time.Now().Add(limit), err
-})
-
-var errTooLong = errors.New("the time that VMs may take is over (LIMIT=" + cmp.Or(os.Getenv(limitEnv), usualLimit.String()) + ")")
+// used is how long VMs have taken so far. What is built before them doesn't count.
+var used time.Duration
 
 // carryOut boots a machine, has it do the plan, and wants each run to succeed.
 func carryOut(ctx context.Context, t *testing.T, machine Machine, plan plan) {
 	t.Helper()
-	end, err := deadline()
+	limit, err := time.ParseDuration(cmp.Or(os.Getenv(limitEnv), usualLimit.String()))
 	require.NoError(t, err, "LIMIT")
-	ctx, cancel := context.WithDeadlineCause(ctx, end, errTooLong)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit-used, fmt.Errorf("the %s that VMs may take are over", limit))
 	defer cancel()
 	began := time.Now()
-	outcomes, err := Boot(ctx, machine, plan.runs, plan.env, os.Stdout)
-	t.Logf("the VM took %s", time.Since(began).Round(time.Second))
+	out := &digest{to: os.Stdout, all: os.Getenv(verbose) != ""}
+	outcomes, err := Boot(ctx, machine, plan.runs, plan.env, out)
+	took := time.Since(began)
+	used += took
+	t.Logf("the VM took %s; all so far %s of %s", took.Round(time.Second), used.Round(time.Second), limit)
+	if err != nil || slices.ContainsFunc(outcomes, func(o Outcome) bool { return o.Error != "" }) {
+		out.tell()
+	}
 	for _, o := range outcomes {
 		t.Run(o.Name, func(t *testing.T) { assert.Empty(t, o.Error, "see its output above") })
 	}
 	require.NoError(t, err)
 	assert.Len(t, outcomes, len(plan.runs))
+	assert.Empty(t, out.skipped, "in the VM everything can be seen")
+	if os.Getenv(only) == "" {
+		assert.Empty(t, out.empty, "each package has the tests that it is named for")
+	}
 }
 
 // plan is what a VM does, and in what environment.
@@ -140,10 +144,7 @@ func prepare(ctx context.Context, t *testing.T, suites ...suite) plan {
 		"CI=true", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tools.BuiltEnv + "=" + built,
 	}}
 	for _, s := range suites {
-		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=8m", "-test.run=" + s.tests}
-		if os.Getenv(verbose) != "" {
-			argv = append(argv, "-test.v")
-		}
+		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=8m", "-test.v", "-test.run=" + s.tests}
 		p.runs = append(p.runs, wire.Run{Name: s.folder, Dir: filepath.Join(root, s.folder), Argv: argv})
 	}
 	return p
