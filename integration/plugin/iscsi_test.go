@@ -2,9 +2,7 @@ package plugin
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,7 +14,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
@@ -91,34 +88,20 @@ func (p *program) kill() {
 	_ = p.cmd.Wait()
 }
 
-// volume is a disk and the target that serves it, as Longhorn's v1 engine does: a
-// tgtd in a pod, on all of the pod's addresses.
-type volume struct {
-	disk, socket string
-	tgtd         *program
+// iSCSI is Longhorn's v1 engine: a tgtd in a pod, on all of the pod's addresses, and
+// the kernel's initiator.
+type iSCSI struct {
+	disk string
+	tgtd *program
 }
 
-func newVolume(t *testing.T) *volume {
+func (e *iSCSI) serve(t *testing.T, p *pod) {
 	t.Helper()
-	dir := t.TempDir()
-	// Its own file system: of a file on an overlay, which the VM's root is, NVMe's
-	// target takes the blocks to be one byte long.
-	require.NoError(t, unix.Mount("volume", dir, "tmpfs", 0, ""))
-	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
-	v := &volume{disk: filepath.Join(dir, "disk"), socket: filepath.Join(dir, "socket")}
-	require.NoError(t, os.WriteFile(v.disk, nil, 0o600))
-	require.NoError(t, os.Truncate(v.disk, volumeBytes))
-	return v
-}
-
-// serve starts the target in a pod.
-func (v *volume) serve(t *testing.T, p *pod) {
-	t.Helper()
-	env := []string{"TGT_IPC_SOCKET=" + v.socket}
-	v.tgtd = p.start(t, env, "tgtd", "-f")
+	env := []string{"TGT_IPC_SOCKET=" + e.disk + ".socket"}
+	e.tgtd = p.start(t, env, "tgtd", "-f")
 	for _, command := range []string{
 		"--op new --mode target --tid 1 --targetname " + iqn,
-		"--op new --mode logicalunit --tid 1 --lun 1 --backing-store " + v.disk,
+		"--op new --mode logicalunit --tid 1 --lun 1 --backing-store " + e.disk,
 		"--op bind --mode target --tid 1 --initiator-address ALL",
 	} {
 		var out string
@@ -132,13 +115,15 @@ func (v *volume) serve(t *testing.T, p *pod) {
 	}
 }
 
+func (e *iSCSI) end(*testing.T) { e.tgtd.kill() }
+
 // configFS is where targets inside the kernel are set up.
 const configFS = "/sys/kernel/config"
 
 const mountConfigFS = "modprobe configfs; mountpoint -q " + configFS + " || mount -t configfs none " + configFS + "\n"
 
 // serveLIO starts a target inside the kernel, which listens in the pod that sets it up.
-func serveLIO(t *testing.T, p *pod, v *volume) {
+func serveLIO(t *testing.T, p *pod, file string) {
 	t.Helper()
 	tpg := configFS + "/target/iscsi/" + iqn + "/tpgt_1"
 	disk := configFS + "/target/core/fileio_0/disk"
@@ -153,7 +138,7 @@ func serveLIO(t *testing.T, p *pod, v *volume) {
 		echo 1 >%[4]s/attrib/cache_dynamic_acls
 		echo 1 >%[4]s/attrib/generate_node_acls
 		mkdir %[4]s/np/%[5]s:3260
-		echo 1 >%[4]s/enable`, disk, v.disk, volumeBytes, tpg, p.addr())
+		echo 1 >%[4]s/enable`, disk, file, volumeBytes, tpg, p.addr())
 	t.Cleanup(func() {
 		p.sh(t, `echo 0 >%[1]s/enable
 			rmdir %[1]s/np/*; rm %[1]s/lun/lun_0/disk; rmdir %[1]s/lun/lun_0 %[1]s %[2]s; rmdir %[3]s`, tpg, filepath.Dir(tpg), disk)
@@ -197,10 +182,14 @@ discovery.sendtargets.timeo.login_timeout = 5
 	}, 30*time.Second, 100*time.Millisecond, "iscsid answers")
 }
 
-// logIn attaches the volume at an address and returns its block device.
-func logIn(t *testing.T, at netip.Addr) string {
+func (*iSCSI) find(t *testing.T, at netip.Addr) (string, error) {
 	t.Helper()
-	out, err := iscsiadm(t, time.Minute, "-m discovery -t sendtargets -p "+at.String())
+	return iscsiadm(t, time.Minute, "-m discovery -t sendtargets -p "+at.String())
+}
+
+func (e *iSCSI) attach(t *testing.T, at netip.Addr) string {
+	t.Helper()
+	out, err := e.find(t, at)
 	require.NoError(t, err, out)
 	require.Contains(t, out, iqn)
 	out, err = iscsiadm(t, time.Minute, "-m node -T "+iqn+" -p "+at.String()+" --login")
@@ -218,7 +207,7 @@ func logIn(t *testing.T, at netip.Addr) string {
 	return device
 }
 
-func logOut(t *testing.T, at netip.Addr) {
+func (*iSCSI) detach(t *testing.T, at netip.Addr) {
 	t.Helper()
 	out, err := iscsiadm(t, time.Minute, "-m node -T "+iqn+" -p "+at.String()+" --logout")
 	require.NoError(t, err, out)
@@ -232,213 +221,16 @@ func logOut(t *testing.T, at netip.Addr) {
 func TestKernelISCSI(t *testing.T) {
 	n1, n2 := thisMachine(t)
 	startInitiator(t, n1)
-	v := newVolume(t)
-	stock, c := n1.stockPod(t)
-	v.serve(t, stock)
-	out, err := iscsiadm(t, 30*time.Second, "-m discovery -t sendtargets -p "+stock.addr().String())
-	require.Error(t, err, "stock macvlan: %s", out)
-	t.Logf("stock macvlan: %v: %s", err, strings.TrimSpace(out))
-	v.tgtd.kill()
-	n1.must(t, "DEL", stock, c)
-
+	e := &iSCSI{disk: newDisk(t)}
+	requireStockFails(t, n1, e)
 	local, remote := n1.pod(t, "local"), n2.pod(t, "remote")
 	n1.add(t, local, n1.vxlan())
 	n2.add(t, remote, n2.vxlan())
-	t.Run("target on this node", func(t *testing.T) {
-		v.serve(t, local)
-		defer v.tgtd.kill()
-		requireFileSystem(t, n1, logIn(t, local.addr()))
-		logOut(t, local.addr())
-	})
-	t.Run("target on another node", func(t *testing.T) {
-		v.serve(t, remote)
-		defer v.tgtd.kill()
-		requireFileSystem(t, n1, logIn(t, remote.addr()))
-		logOut(t, remote.addr())
-	})
+	requireVolumes(t, n1, e, local, remote)
 	t.Run("target in the kernel", func(t *testing.T) {
-		serveLIO(t, local, newVolume(t))
-		requireFileSystem(t, n1, logIn(t, local.addr()))
-		logOut(t, local.addr())
+		serveLIO(t, local, newDisk(t))
+		requireFileSystem(t, n1, e.attach(t, local.addr()))
+		e.detach(t, local.addr())
 	})
-	t.Run("faults under I/O", func(t *testing.T) { faultsUnderIO(t, n1, v, local) })
-}
-
-// requireFileSystem formats a device, writes a file and reads it back from the
-// device, not from memory.
-func requireFileSystem(t *testing.T, n *node, device string) {
-	t.Helper()
-	shim := func() string { return n.sh(t, "cat /sys/class/net/lhnet1-host/statistics/tx_bytes") }
-	before := shim()
-	sums := n.sh(t, `mkdir -p /mnt/volume
-		mkfs.ext4 -q -F %[1]s
-		mount %[1]s /mnt/volume
-		head -c 16M /dev/urandom >/mnt/volume/file
-		sha256sum </mnt/volume/file
-		umount /mnt/volume
-		echo 3 >/proc/sys/vm/drop_caches
-		mount -o ro %[1]s /mnt/volume
-		sha256sum </mnt/volume/file
-		umount /mnt/volume`, device)
-	lines := strings.Split(sums, "\n")
-	require.Len(t, lines, 2)
-	assert.Equal(t, lines[0], lines[1], "checksum of what was written and of what was read")
-	assert.NotEqual(t, before, shim(), "the shim carried it")
-}
-
-const blockBytes = 64 << 10
-
-// block is what belongs in block n of the device in round r, with room for the
-// alignment that direct I/O wants.
-func block(round, n int) []byte {
-	data := aligned()
-	for at := 0; at < blockBytes; at += sha256.Size {
-		sum := sha256.Sum256(fmt.Appendf(nil, "round %d block %d at %d", round, n, at))
-		copy(data[at:], sum[:])
-	}
-	return data
-}
-
-// aligned is memory for a block that direct I/O takes.
-func aligned() []byte {
-	data, err := unix.Mmap(-1, 0, blockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		panic(err)
-	}
-	return data
-}
-
-// writer writes blocks to a device, one after the other and past all caches, until
-// it is told to stop.
-type writer struct {
-	stop    chan struct{}
-	done    chan struct{}
-	written chan int // each block that the device has
-	rounds  []int    // of each block the last round; read it after done
-	err     error
-}
-
-const writerBlocks = 256 // 16 MiB
-
-func startWriter(device string) *writer {
-	w := &writer{stop: make(chan struct{}), done: make(chan struct{}), written: make(chan int, 1<<20), rounds: make([]int, writerBlocks)}
-	go func() {
-		defer close(w.done)
-		w.err = w.run(device)
-	}()
-	return w
-}
-
-func (w *writer) run(device string) error {
-	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_DIRECT|unix.O_SYNC, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // what was done with it has been checked
-	for total := 0; ; total++ {
-		select {
-		case <-w.stop:
-			return nil
-		default:
-		}
-		n, round := total%writerBlocks, 1+total/writerBlocks
-		data := block(round, n)
-		_, err := f.WriteAt(data, int64(n)*blockBytes)
-		if err := errors.Join(err, unix.Munmap(data)); err != nil {
-			return fmt.Errorf("write block %d: %w", total, err)
-		}
-		w.rounds[n] = round
-		w.written <- total
-	}
-}
-
-// progress waits until the device has taken blocks that were begun after the call.
-func (w *writer) progress(t *testing.T, what string) {
-	t.Helper()
-	begin := time.Now()
-	for len(w.written) > 0 {
-		<-w.written
-	}
-	for range 5 {
-		select {
-		case <-w.written:
-		case <-w.done:
-			t.Fatalf("%s: %v", what, w.err)
-		case <-time.After(recovery):
-			t.Fatalf("%s: the device takes nothing for %s", what, recovery)
-		}
-	}
-	t.Logf("%s: 5 blocks written %s after", what, time.Since(begin).Round(10*time.Millisecond))
-}
-
-// requireData reads all blocks back from the device.
-func (w *writer) requireData(t *testing.T, device string) {
-	t.Helper()
-	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
-	require.NoError(t, err)
-	defer f.Close() //nolint:errcheck // what was done with it has been checked
-	got := aligned()
-	for n, round := range w.rounds {
-		if round == 0 {
-			continue
-		}
-		_, err := f.ReadAt(got, int64(n)*blockBytes)
-		require.NoError(t, err)
-		want := block(round, n)
-		require.Equal(t, sha256.Sum256(want), sha256.Sum256(got), "block %d of round %d", n, round)
-		require.NoError(t, unix.Munmap(want))
-	}
-	require.NoError(t, unix.Munmap(got))
-}
-
-func faultsUnderIO(t *testing.T, n1 *node, v *volume, p *pod) {
-	v.serve(t, p)
-	device := logIn(t, p.addr())
-	w := startWriter(device)
-	w.progress(t, "before anything happens")
-
-	v.tgtd.kill()
-	v.serve(t, p)
-	w.progress(t, "target restarted")
-
-	n1.sh(t, "ip link del lhnet1-host")
-	n1.add(t, n1.pod(t, "another"), n1.vxlan())
-	w.progress(t, "shim deleted and made again")
-
-	n1.sh(t, "ip link set vxlan-storage mtu 1400")
-	w.progress(t, "parent's MTU lowered")
-	assert.Equal(t, []int{1400, 1400, 1400}, mtus(t, n1, p))
-	// The parent was a script's, so its MTU is what is asked for, if anything is.
-	n1.add(t, n1.pod(t, "third"), n1.vxlan().with("parent.mtu", 8950))
-	w.progress(t, "parent's MTU raised again")
-	assert.Equal(t, []int{8950, 8950, 8950}, mtus(t, n1, p))
-
-	address := p.addr()
-	again := n1.pod(t, "again")
-	v.move(t, n1, p, again, n1.vxlan().with("ipam", map[string]any{"type": "static", "addresses": []any{map[string]any{"address": address.String() + "/24"}}}))
-	require.Equal(t, address, again.addr())
-	w.progress(t, "pod made again, with its address")
-
-	close(w.stop)
-	<-w.done
-	require.NoError(t, w.err)
-	w.requireData(t, device)
-
-	// With another address Longhorn attaches anew.
-	logOut(t, address)
-	elsewhere := n1.pod(t, "elsewhere")
-	v.move(t, n1, again, elsewhere, n1.vxlan())
-	require.NotEqual(t, address, elsewhere.addr())
-	device = logIn(t, elsewhere.addr())
-	w.requireData(t, device)
-	logOut(t, elsewhere.addr())
-}
-
-// move takes the target from one pod, which ends, to another, which is new.
-func (v *volume) move(t *testing.T, n *node, from, to *pod, c conf) {
-	t.Helper()
-	v.tgtd.kill()
-	n.must(t, "DEL", from, n.vxlan())
-	n.add(t, to, c)
-	v.serve(t, to)
+	t.Run("faults under I/O", func(t *testing.T) { faultsUnderIO(t, n1, e, local) })
 }

@@ -3,6 +3,7 @@ package plugin
 import (
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 )
@@ -48,7 +50,11 @@ func kernelOrder(t *testing.T) iscsipath.Order {
 	t.Helper()
 	var u unix.Utsname
 	require.NoError(t, unix.Uname(&u))
-	return iscsipath.OrderOf(unix.ByteSliceToString(u.Release[:]))
+	order := iscsipath.OrderOf(unix.ByteSliceToString(u.Release[:]))
+	if os.Getenv(testnode.InsideVM) != "" {
+		require.Equal(t, iscsipath.Legacy, order, "the VM is there for the old order")
+	}
+	return order
 }
 
 func TestISCSIPath(t *testing.T) {

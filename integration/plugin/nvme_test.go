@@ -2,6 +2,8 @@ package plugin
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,36 +12,44 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
 const nqn = "nqn.2023-01.io.longhorn.spdk:volume"
 
-// serveNVMe has the kernel serve the volume over NVMe/TCP on the pod's storage
-// address, as Longhorn's v2 engine has SPDK do it, until the function returned is
-// called.
-func serveNVMe(t *testing.T, p *pod, v *volume) (end func()) {
+// nvmeTCP is Longhorn's v2 engine, but that the kernel serves the volume and not SPDK:
+// on the storage address of the pod that sets it up.
+type nvmeTCP struct{ disk string }
+
+const (
+	nvmeSubsystem = configFS + "/nvmet/subsystems/" + nqn
+	nvmePort      = configFS + "/nvmet/ports/1"
+)
+
+func (e nvmeTCP) serve(t *testing.T, p *pod) {
 	t.Helper()
-	subsystem, port := configFS+"/nvmet/subsystems/"+nqn, configFS+"/nvmet/ports/1"
 	p.sh(t, mountConfigFS+`modprobe nvmet_tcp
 		mkdir %[1]s
 		echo 1 >%[1]s/attr_allow_any_host
 		mkdir %[1]s/namespaces/1
 		printf %%s %[2]s >%[1]s/namespaces/1/device_path
 		echo 1 >%[1]s/namespaces/1/buffered_io
+		echo 4d8d8c0e-7b0f-4c3f-9a53-3a2c8d0a6f11 >%[1]s/namespaces/1/device_uuid
 		echo 1 >%[1]s/namespaces/1/enable
 		mkdir %[3]s
 		echo ipv4 >%[3]s/addr_adrfam
 		echo tcp >%[3]s/addr_trtype
 		echo %[4]s >%[3]s/addr_traddr
 		echo 4420 >%[3]s/addr_trsvcid
-		ln -s %[1]s %[3]s/subsystems/volume`, subsystem, v.disk, port, p.addr())
-	return func() {
-		t.Helper()
-		p.sh(t, `rm %[1]s/subsystems/volume; rmdir %[1]s
-			echo 0 >%[2]s/namespaces/1/enable; rmdir %[2]s/namespaces/1 %[2]s`, port, subsystem)
-	}
+		ln -s %[1]s %[3]s/subsystems/volume`, nvmeSubsystem, e.disk, nvmePort, p.addr())
+}
+
+func (nvmeTCP) end(t *testing.T) {
+	t.Helper()
+	script := fmt.Sprintf(`rm %[1]s/subsystems/volume; rmdir %[1]s
+		echo 0 >%[2]s/namespaces/1/enable; rmdir %[2]s/namespaces/1 %[2]s`, nvmePort, nvmeSubsystem)
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput() //nolint:noctx // it has nothing to wait for
+	require.NoError(t, err, "%s", out)
 }
 
 // nvme runs the initiator's tool as Longhorn does.
@@ -52,47 +62,44 @@ func nvme(t *testing.T, args string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
+func (nvmeTCP) find(t *testing.T, at netip.Addr) (string, error) {
+	t.Helper()
+	return nvme(t, "discover --transport=tcp --trsvcid=4420 --traddr="+at.String())
+}
+
+func (nvmeTCP) attach(t *testing.T, at netip.Addr) string {
+	t.Helper()
+	out, err := nvme(t, "connect --transport=tcp --trsvcid=4420 --reconnect-delay=1 --keep-alive-tmo=2 --nqn="+nqn+" --traddr="+at.String())
+	require.NoError(t, err, out)
+	var device string
+	require.Eventually(t, func() bool {
+		// Not nvme0c0n1, which is one path to it. The size is zero until a path is up.
+		sizes, _ := filepath.Glob("/sys/block/nvme?n1/size")
+		if len(sizes) != 1 {
+			return false
+		}
+		device = "/dev/" + filepath.Base(filepath.Dir(sizes[0]))
+		size, err := os.ReadFile(sizes[0])
+		return err == nil && strings.TrimSpace(string(size)) == strconv.Itoa(volumeBytes/512)
+	}, time.Minute, 50*time.Millisecond, "a block device appears")
+	return device
+}
+
+func (nvmeTCP) detach(t *testing.T, _ netip.Addr) {
+	t.Helper()
+	out, err := nvme(t, "disconnect --nqn="+nqn)
+	require.NoError(t, err, out)
+}
+
 // Longhorn's v2 data path, but for SPDK.
 func TestKernelNVMe(t *testing.T) {
 	n1, n2 := thisMachine(t)
 	n1.sh(t, "modprobe nvme_tcp")
-	v := newVolume(t)
-	connect := func(p *pod) (string, error) {
-		return nvme(t, "connect --transport=tcp --trsvcid=4420 --nqn="+nqn+" --traddr="+p.addr().String())
-	}
-	stock, c := n1.stockPod(t)
-	end := serveNVMe(t, stock, v)
-	out, err := connect(stock)
-	require.Error(t, err, "stock macvlan: %s", out)
-	t.Logf("stock macvlan: %v: %s", err, out)
-	end()
-	n1.must(t, "DEL", stock, c)
-
+	e := nvmeTCP{newDisk(t)}
+	requireStockFails(t, n1, e)
 	local, remote := n1.pod(t, "local"), n2.pod(t, "remote")
 	n1.add(t, local, n1.vxlan())
 	n2.add(t, remote, n2.vxlan())
-	for name, p := range map[string]*pod{"target on this node": local, "target on another node": remote} {
-		t.Run(name, func(t *testing.T) {
-			end := serveNVMe(t, p, v)
-			defer end()
-			out, err := connect(p)
-			require.NoError(t, err, out)
-			defer func() {
-				out, err := nvme(t, "disconnect --nqn="+nqn)
-				assert.NoError(t, err, out)
-			}()
-			var device string
-			require.Eventually(t, func() bool {
-				// Not nvme0c0n1, which is one path to it. The size is zero until a path is up.
-				sizes, _ := filepath.Glob("/sys/block/nvme?n1/size")
-				if len(sizes) != 1 {
-					return false
-				}
-				device = "/dev/" + filepath.Base(filepath.Dir(sizes[0]))
-				size, err := os.ReadFile(sizes[0])
-				return err == nil && strings.TrimSpace(string(size)) == strconv.Itoa(volumeBytes/512)
-			}, time.Minute, 50*time.Millisecond, "a block device appears")
-			requireFileSystem(t, n1, device)
-		})
-	}
+	requireVolumes(t, n1, e, local, remote)
+	t.Run("faults under I/O", func(t *testing.T) { faultsUnderIO(t, n1, e, local) })
 }

@@ -139,6 +139,7 @@ func requireLargest(t *testing.T, from space, to netip.Addr, mtu int) {
 	tooLarge := ping(fits + 1)
 	assert.Zero(t, tooLarge.Received, "answers to pings of %d bytes", fits+1)
 	assert.Error(t, tooLarge.SendErr, "the sender is told")
+	t.Logf("with DF set pings of %d bytes pass, pings of %d don't: %v", fits, fits+1, tooLarge.SendErr)
 }
 
 // The source design's tunnel on a Harvester-like underlay, with jumbo frames.
