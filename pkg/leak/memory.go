@@ -41,7 +41,7 @@ func (m *Memory) Pass(s Settings, at time.Time, seen *Cluster) (leaked, due []Ve
 	s.setDefaults()
 	j := judgement{Settings: s, Cluster: seen, missing: m.miss(at, seen), siblings: map[interfaceOf][]v1alpha1.AddressClaim{}}
 	for _, c := range seen.Claims {
-		if c.Spec.PodRef != "" && c.Spec.Declined == nil && !c.Spec.Released {
+		if c.Spec.Declined == nil && !c.Spec.Released {
 			j.siblings[siblingsOf(c)] = append(j.siblings[siblingsOf(c)], c)
 		}
 	}
