@@ -42,6 +42,9 @@ func run(args []string) error {
 	flags.StringVar(&o.Repair, "repair", "", "longhorn: delete Longhorn's instance managers that run without their network and run no instance")
 	flags.DurationVar(&o.AttachmentGrace, "attachment-grace", 0, "after which a pod should have its networks; 0: a minute")
 	flags.DurationVar(&o.TokenLifetime, "token-lifetime", 0, "of the plugins' token; 0: a day")
+	flags.DurationVar(&o.Elected.Leaks.Interval, "leak-interval", 0, "between two passes that look for leaked claims; two must find one leaked; 0: a minute")
+	flags.DurationVar(&o.Elected.Leaks.MinAge, "leak-min-age", 0, "of a claim that may count as leaked; 0: five minutes")
+	flags.DurationVar(&o.Elected.Leaks.NodeGrace, "leak-node-grace", 0, "for which a Node must be gone before its claims count as leaked; 0: five minutes")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -60,6 +60,7 @@ type bed struct {
 	*controlplane.Cluster
 
 	agents map[string]*controlplane.Process // by node
+	flags  []string                         // of agents, beside those of all tests
 
 	mu      sync.Mutex
 	started []*controlplane.Process
@@ -104,10 +105,10 @@ func (b *bed) startAt(t *testing.T, n *controlplane.Node, port int) *controlplan
 	t.Helper()
 	name := fmt.Sprintf("agent-%d", port)
 	// Not as a pod, whose token would have to be asked for while the API server is away.
-	p, err := controlplane.Launch(name+" on "+n.Name, n.Log(name), n.Host.Enter, []string{
+	p, err := controlplane.Launch(name+" on "+n.Name, n.Log(name), n.Host.Enter, append([]string{
 		"/opt/cni/bin/lhstorage-agent", "--kubeconfig=" + agentKubeconfig, "--attachment-grace=1s",
 		fmt.Sprintf("--metrics-address=127.0.0.1:%d", port), fmt.Sprintf("--health-address=127.0.0.1:%d", port+1),
-	}, []string{"PATH=" + os.Getenv("PATH")})
+	}, b.flags...), []string{"PATH=" + os.Getenv("PATH")})
 	require.NoError(t, err)
 	b.mu.Lock()
 	defer b.mu.Unlock()

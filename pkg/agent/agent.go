@@ -65,6 +65,7 @@ type Options struct {
 	Repair          string        // "" or RepairLonghorn
 	AttachmentGrace time.Duration // after which a pod should have its networks; 0: a minute
 	TokenLifetime   time.Duration // of the plugins' token; 0: a day
+	Elected         Elected
 	Version         string
 }
 
@@ -102,6 +103,7 @@ type Agent struct {
 	faults   faults
 	seen     *observed
 	compiled atomic.Pointer[Compiled]
+	shared   *shared
 	log      *slog.Logger
 	identity string // of this process, different from all others'
 }
@@ -127,7 +129,7 @@ func (a *Agent) everywhere() []part {
 
 // elected is what one agent of the cluster does.
 func (a *Agent) elected() []part {
-	parts := []part{{"definitions", a.tellFaults}}
+	parts := append([]part{{"definitions", a.tellFaults}}, a.upkeep()...)
 	if a.options.Recorder || a.node.Record == nodefile.RecordAgent {
 		r := &recorder.Recorder{API: a.api, Namespace: kubeapi.NamespaceOf(a.node.Kubeconfig), Identity: a.identity, Log: a.log.With("part", "recorder")}
 		parts = append(parts, part{"recorder", r.Run})
@@ -167,7 +169,7 @@ func New(node nodefile.File, o Options, log *slog.Logger) (*Agent, error) {
 		return nil, fmt.Errorf("prepare to watch the cluster: %w", err)
 	}
 	a.recorder = a.manager.GetEventRecorder("lhstorage-agent")
-	a.metrics = newMetrics(ctrlmetrics.Registry)
+	a.metrics, a.shared = newMetrics(ctrlmetrics.Registry), newShared(ctrlmetrics.Registry)
 	a.watches = &watches{cache: a.manager.GetCache(), node: node.NodeName, members: members}
 	if node.Kubeconfig != "" {
 		a.claimer = &hostclaim.Claimer{API: a.api, Node: node, MachineID: machineID(), Answers: probe.Answers, Known: a.watches.snapshot}

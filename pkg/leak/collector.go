@@ -25,6 +25,9 @@ type Collector struct {
 	Metrics   *Metrics // nil: none
 	Log       *slog.Logger
 
+	// Seen is shown all claims that a pass found; nil: nobody is. For who wants them, too, and needs no list of his own then.
+	Seen func(ctx context.Context, claims []v1alpha1.AddressClaim)
+
 	memory Memory
 }
 
@@ -32,6 +35,7 @@ type Collector struct {
 func (c *Collector) Run(ctx context.Context) error {
 	c.setDefaults()
 	c.memory = Memory{}
+	defer c.Metrics.found(0) // who collects now says what there is
 	ticker := time.NewTicker(c.Interval)
 	defer ticker.Stop()
 	for {
@@ -91,6 +95,9 @@ func (c *Collector) read(ctx context.Context) (*Cluster, error) {
 		return nil, fmt.Errorf("list claims: %w", c.API.Explain(err))
 	}
 	seen.Now = c.API.Now()
+	if c.Seen != nil {
+		c.Seen(ctx, seen.Claims)
+	}
 	if len(seen.Claims) == 0 {
 		return seen, nil
 	}

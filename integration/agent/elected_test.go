@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lhstorage/lhstorage/integration/controlplane"
+	"github.com/lhstorage/lhstorage/integration/testnode"
+)
+
+// TestElected is about what one agent does for the cluster, with its rights of deploy/rbac and times that a test can wait for.
+func TestElected(t *testing.T) {
+	b := newBed(t)
+	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s"}
+	for _, n := range b.Nodes {
+		b.start(t, n)
+		require.Eventually(t, func() bool { ok, _ := ready(n); return ok }, settle, 20*time.Millisecond, "%s", n.Name)
+		require.Eventually(t, func() bool { _, err := n.ReadFile(kubeconfig); return err == nil }, settle, 20*time.Millisecond, "%s", n.Name)
+	}
+	leader := b.Nodes[0]
+	require.Eventually(t, func() bool { return metric(t, leader, "lhstorage_leader", "") == 1 }, settle, 20*time.Millisecond)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *bed, *controlplane.Node)
+	}{
+		{"leaked claims", leaked},
+		{"how full pools are", full},
+	} {
+		if !t.Run(test.name, func(t *testing.T) { test.run(t, b, leader) }) {
+			return // they build on each other
+		}
+	}
+}
+
+// claims are the addresses that are claimed.
+func (b *bed) claims(t *testing.T) []string {
+	t.Helper()
+	return b.names(t, "addressclaims")
+}
+
+func (b *bed) names(t *testing.T, kind string) []string {
+	t.Helper()
+	out, err := b.Kubectl(t.Context(), "get", "-A", kind, "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`)
+	require.NoError(t, err)
+	return strings.Fields(out)
+}
+
+// address is what a pod's interface has.
+func address(t *testing.T, s *controlplane.Sandbox) string {
+	t.Helper()
+	addrs, err := testnode.Addresses(s.Netns, ifName)
+	require.NoError(t, err)
+	require.Len(t, addrs, 1)
+	return addrs[0].String()
+}
+
+// earlier is the claim of an ADD that was killed, of a pod whose next ADD made another one.
+const earlier = `{"apiVersion": "lhstorage.io/v1alpha1", "kind": "AddressClaim",
+ "metadata": {"name": "10.100.1.200", "labels": {"lhstorage.io/node": %[1]q, "lhstorage.io/network": "storage", "lhstorage.io/pool": "10.100.1.0-24", "lhstorage.io/container": "killed"}},
+ "spec": {"address": "10.100.1.200", "pool": "10.100.1.0-24", "range": "10.100.1.0/24", "network": "storage", "node": %[1]q, "podRef": "longhorn-system/twice", "ifName": "lhnet1", "containerID": "killed"}}`
+
+// leaked: whatever no DEL came for is back after two passes, with all that mirrors it; what lives keeps what it has.
+func leaked(t *testing.T, b *bed, leader *controlplane.Node) {
+	require.NoError(t, b.Apply(t.Context(), nil, fmt.Appendf(nil, earlier, b.Nodes[1].Name)))
+	live := []string{address(t, b.run(t, b.Nodes[0], "live")), address(t, b.run(t, b.Nodes[1], "twice"))}
+	killed := []string{address(t, b.run(t, b.Nodes[1], "killed-1")), address(t, b.run(t, b.Nodes[0], "killed-2"))}
+	lost := address(t, b.run(t, b.Nodes[2], "on-lost-node"))
+	slices.Sort(live)
+	require.NotContains(t, live, "10.100.1.200")
+	passes := func() float64 { return metric(t, leader, "lhstorage_leak_passes_total", `"ok"`) }
+	// until waits for claims to come back, and holds the collector to its word: a pass that is under way, and two.
+	until := func(reason string, gone ...string) {
+		t.Helper()
+		began := passes()
+		require.Eventually(t, func() bool {
+			return !slices.ContainsFunc(b.claims(t), func(c string) bool { return slices.Contains(gone, c) })
+		}, settle, 20*time.Millisecond, "%s of %s", reason, gone)
+		took := passes() - began
+		t.Logf("%s: %s came back after %v passes", reason, gone, took)
+		assert.LessOrEqual(t, took, 3.0)
+		assert.InDelta(t, float64(len(gone)), metric(t, leader, "lhstorage_leaked_claims_collected_total", reason), 0)
+	}
+	require.Eventually(t, func() bool { return !slices.Contains(b.claims(t), "10.100.1.200") }, settle, 20*time.Millisecond)
+	assert.InDelta(t, 1, metric(t, leader, "lhstorage_leaked_claims_collected_total", "superseded"), 0)
+
+	for _, name := range []string{"killed-1", "killed-2"} {
+		require.NoError(t, b.DeletePod(t.Context(), namespace, name))
+	}
+	until("pod-gone", killed...)
+
+	node := b.Nodes[2]
+	require.NoError(t, b.agents[node.Name].Kill())
+	require.NoError(t, b.DeletePod(t.Context(), namespace, "on-lost-node"))
+	require.NoError(t, b.Kube.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}))
+	time.Sleep(2 * time.Second)
+	assert.Contains(t, b.claims(t), lost, "the node may register again")
+	time.Sleep(2 * time.Second)
+	until("node-gone", lost)
+
+	for began := passes(); passes() < began+3; time.Sleep(50 * time.Millisecond) {
+		require.Equal(t, live, b.claims(t))
+	}
+	assert.Zero(t, metric(t, leader, "lhstorage_leaked_claims", ""))
+	assert.Zero(t, metric(t, leader, "lhstorage_leak_passes_total", `"error"`))
+	assert.Equal(t, live, b.names(t, "overlappingrangeipreservations"))
+	out, err := b.Kubectl(t.Context(), "get", "-n", "kube-system", "ippool", "10.100.1.0-24", "-o", "jsonpath={.spec.allocations}")
+	require.NoError(t, err)
+	assert.Equal(t, len(live), strings.Count(out, "podref"), "%s", out)
+}
+
+// full: the leader alone says how full the pool is, counting what a real Whereabouts would have put there.
+func full(t *testing.T, b *bed, leader *controlplane.Node) {
+	const pool = `pool="10.100.1.0-24"`
+	measured := func(allocated float64) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			assert.InDelta(c, allocated, metric(t, leader, "lhstorage_pool_allocated", pool), 0)
+		}, settle, 50*time.Millisecond)
+	}
+	measured(0)
+	b.run(t, b.Nodes[1], "fills")
+	measured(1)
+	assert.InDelta(t, 239, metric(t, leader, "lhstorage_pool_addresses", pool), 0, "254 without 15 of the hosts'")
+	_, err := b.Kubectl(t.Context(), "patch", "-n", "kube-system", "ippool", "10.100.1.0-24", "--type=merge", "-p", `{"spec": {"allocations": {"77": {"id": "theirs", "podref": "ns/theirs", "ifname": "net1"}}}}`)
+	require.NoError(t, err)
+	measured(2)
+	_, err = b.Kubectl(t.Context(), "patch", "-n", "kube-system", "ippool", "10.100.1.0-24", "--type=merge", "-p", `{"spec": {"allocations": {"77": null}}}`)
+	require.NoError(t, err)
+	measured(1)
+	assert.Zero(t, metric(t, b.Nodes[1], "lhstorage_pool_addresses", ""))
+}

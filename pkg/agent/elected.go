@@ -1,0 +1,44 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/leak"
+)
+
+// Elected are the options of what one agent of the cluster does.
+type Elected struct {
+	Leaks leak.Settings
+}
+
+// shared is what the elected parts keep from one term to the next.
+type shared struct {
+	leaks *leak.Metrics
+	pools *poolMetrics
+}
+
+func newShared(reg prometheus.Registerer) *shared {
+	return &shared{leaks: leak.NewMetrics(reg), pools: newPoolMetrics(reg)}
+}
+
+// upkeep are the elected parts that go by what pods and nodes come and go.
+func (a *Agent) upkeep() []part {
+	return []part{{"leaked claims", a.collectLeaks}}
+}
+
+// collectLeaks gives leaked claims back while this agent leads. How full pools are follows from the same list of claims.
+func (a *Agent) collectLeaks(ctx context.Context) error {
+	defer a.shared.pools.forget() // who leads now says so
+	namespace := kubeapi.NamespaceOf(a.node.Kubeconfig)
+	store := kube.New(kube.Options{API: a.api, Namespace: namespace})
+	c := &leak.Collector{
+		Settings: a.options.Elected.Leaks, API: a.api, Namespace: namespace, Metrics: a.shared.leaks, Log: a.log.With("part", "leaked claims"),
+		Seen: func(ctx context.Context, claims []v1alpha1.AddressClaim) { a.measurePools(ctx, store, claims) },
+	}
+	return c.Run(ctx)
+}
