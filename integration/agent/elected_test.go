@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
@@ -18,7 +19,7 @@ import (
 // TestElected is about what one agent does for the cluster, with its rights of deploy/rbac and times that a test can wait for.
 func TestElected(t *testing.T) {
 	b := newBed(t)
-	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s"}
+	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s", "--place-grace=4s"}
 	for _, n := range b.Nodes {
 		b.start(t, n)
 		require.Eventually(t, func() bool { ok, _ := ready(n); return ok }, settle, 20*time.Millisecond, "%s", n.Name)
@@ -32,6 +33,7 @@ func TestElected(t *testing.T) {
 	}{
 		{"leaked claims", leaked},
 		{"how full pools are", full},
+		{"a node leaves", departs},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, b, leader) }) {
 			return // they build on each other
@@ -135,4 +137,55 @@ func full(t *testing.T, b *bed, leader *controlplane.Node) {
 	require.NoError(t, err)
 	measured(1)
 	assert.Zero(t, metric(t, b.Nodes[1], "lhstorage_pool_addresses", ""))
+}
+
+// departs: the place of a node that has left is marked at once and its flood entry gone; it is kept for the grace time, and as long as something has
+// its addresses. A Node that isn't Ready hasn't left.
+func departs(t *testing.T, b *bed, leader *controlplane.Node) {
+	const vtep = "192.0.2.9" // of no node, so that nobody takes it for its own
+	nodes := b.Kube.CoreV1().Nodes()
+	ghostNode := func(ready corev1.ConditionStatus) {
+		t.Helper()
+		_, err := nodes.Create(t.Context(), &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "ghost"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}},
+		}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
+	leave := func() { t.Helper(); require.NoError(t, nodes.Delete(t.Context(), "ghost", metav1.DeleteOptions{})) }
+	mark := func() (string, bool) {
+		out, err := b.Kubectl(t.Context(), "get", "hostshim", "vxlan-storage-9", "-o", `jsonpath={.metadata.annotations.lhstorage\.io/node-gone}`)
+		if err != nil {
+			require.ErrorContains(t, err, "not found")
+		}
+		return out, err == nil
+	}
+	marked := func() bool { since, _ := mark(); return since != "" }
+	flooded := func() bool { return strings.Contains(state(t, b.Nodes[1]), vtep) }
+	// The node that an earlier test lost is away by now: its peers have no route to it any more.
+	require.Eventually(t, func() bool { return !slices.Contains(b.names(t, "hostshims"), "vxlan-storage-3") }, settle, 50*time.Millisecond)
+	departed, removed := metric(t, leader, "lhstorage_departed_places", ""), metric(t, leader, "lhstorage_departed_places_removed_total", "")
+	ghostNode(corev1.ConditionFalse)
+	require.NoError(t, b.Apply(t.Context(), nil, fmt.Appendf(nil, ghost, vtep)))
+	require.Eventually(t, flooded, promise, 10*time.Millisecond)
+	time.Sleep(time.Second)
+	require.False(t, marked(), "not Ready isn't gone")
+
+	sh(t, leader, "ip addr add "+vtep+"/32 dev lo") // the machine still runs
+	began := time.Now()
+	leave()
+	require.Eventually(t, marked, promise, 10*time.Millisecond)
+	t.Logf("marked after %s", time.Since(began).Round(time.Millisecond))
+	require.Eventually(t, func() bool { return !flooded() }, promise, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return metric(t, leader, "lhstorage_departed_places", "") == departed+1 }, promise, 10*time.Millisecond)
+	ghostNode(corev1.ConditionTrue)
+	require.Eventually(t, func() bool { return !marked() && flooded() }, promise, 10*time.Millisecond, "it is back")
+	leave()
+	require.Eventually(t, marked, promise, 10*time.Millisecond)
+	time.Sleep(9 * time.Second)
+	_, there := mark()
+	require.True(t, there, "something has its addresses")
+	sh(t, leader, "ip addr del "+vtep+"/32 dev lo")
+	require.Eventually(t, func() bool { _, there := mark(); return !there }, settle, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return metric(t, leader, "lhstorage_departed_places", "") == departed }, promise, 10*time.Millisecond)
+	assert.InDelta(t, removed+1, metric(t, leader, "lhstorage_departed_places_removed_total", ""), 0)
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,22 +14,24 @@ import (
 
 // Elected are the options of what one agent of the cluster does.
 type Elected struct {
-	Leaks leak.Settings
+	Leaks      leak.Settings
+	PlaceGrace time.Duration // for which a node that has left keeps its place; 0: an hour
 }
 
 // shared is what the elected parts keep from one term to the next.
 type shared struct {
-	leaks *leak.Metrics
-	pools *poolMetrics
+	leaks  *leak.Metrics
+	pools  *poolMetrics
+	places *placeMetrics
 }
 
 func newShared(reg prometheus.Registerer) *shared {
-	return &shared{leaks: leak.NewMetrics(reg), pools: newPoolMetrics(reg)}
+	return &shared{leaks: leak.NewMetrics(reg), pools: newPoolMetrics(reg), places: newPlaceMetrics(reg)}
 }
 
 // upkeep are the elected parts that go by what pods and nodes come and go.
 func (a *Agent) upkeep() []part {
-	return []part{{"leaked claims", a.collectLeaks}}
+	return []part{{"leaked claims", a.collectLeaks}, {"departed nodes", a.clearPlaces}}
 }
 
 // collectLeaks gives leaked claims back while this agent leads. How full pools are follows from the same list of claims.

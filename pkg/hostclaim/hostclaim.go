@@ -4,7 +4,8 @@
 // A place is a HostShim object named `<parent>-<index>`: creating it is what claims the index. What a node
 // holds already in its kernel it claims exactly so, whatever the order in which nodes come; a node that has its
 // object keeps that; only a fresh node takes the lowest free index. What another node has is refused, naming both.
-// The object of a node that has left is taken over after an hour, and only when nothing answers there any more.
+// The object of a node that has left is taken over after an hour, and only when nothing answers there any more. [Claimer.Sweep] removes
+// it by the same rule before a fresh node needs it.
 package hostclaim
 
 import (
@@ -395,37 +396,23 @@ func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.
 		len(all), plan.Parent.Name, hint)
 }
 
-// returned forgets that the node of an object was missed: should it leave again, its grace begins anew.
-func (c *Claimer) returned(ctx context.Context, h v1alpha1.HostShim) error {
-	if h.Annotations[goneAnnotation] == "" {
-		return nil
-	}
-	return c.patch(ctx, h, []kubeapi.Op{kubeapi.Remove("/metadata/annotations/" + kubeapi.Escape(goneAnnotation))})
-}
-
 // free removes an object whose node is gone, if it has been gone for long and nothing answers; the error is errAgain
 // then. Else it says why not.
 func (c *Claimer) free(ctx context.Context, h v1alpha1.HostShim) (why string, err error) {
-	since, err := time.Parse(time.RFC3339, h.Annotations[goneAnnotation])
+	since, err := c.missed(ctx, h)
 	if err != nil {
-		since = c.API.Now()
-		if err := c.patch(ctx, h, annotate(h, goneAnnotation, since.UTC().Format(time.RFC3339))); err != nil {
-			return "", err
-		}
+		return "", err
 	}
 	if left := Grace - c.API.Now().Sub(since); left > 0 {
 		return fmt.Sprintf("index %d of node %s, which is gone, is kept for another %s", h.Spec.Index, h.Spec.Node, left.Round(time.Second)), nil
 	}
-	for _, addr := range addresses(h) {
-		if c.Answers(ctx, addr) {
-			return fmt.Sprintf("index %d of node %s, which is gone, can't be reused: %s still answers", h.Spec.Index, h.Spec.Node, addr), nil
-		}
+	if addr := c.answerer(ctx, h); addr.IsValid() {
+		return fmt.Sprintf("index %d of node %s, which is gone, can't be reused: %s still answers", h.Spec.Index, h.Spec.Node, addr), nil
 	}
-	err = c.API.Delete(ctx, Shims, h.Name, string(h.UID), h.ResourceVersion)
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return "", errAgain
+	if err := c.removeGone(ctx, h); err != nil {
+		return "", err
 	}
-	return "", fmt.Errorf("remove HostShim %s of a node that is gone: %w", h.Name, c.API.Explain(err))
+	return "", errAgain
 }
 
 // taken is the refusal of a place of which another node has a part. An object of this node for it that was there first is a
@@ -489,7 +476,7 @@ func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place
 		return nil
 	}
 	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelNode), object.Labels[v1alpha1.LabelNode])}
-	if own.Annotations[goneAnnotation] != "" {
+	if Marks(*own) {
 		ops = append(ops, kubeapi.Remove("/metadata/annotations/"+kubeapi.Escape(goneAnnotation)))
 	}
 	return c.patch(ctx, *own, ops)
@@ -509,7 +496,7 @@ func (c *Claimer) create(ctx context.Context, object v1alpha1.HostShim) error {
 
 // kept says that a node's object is as it must be.
 func kept(own, object v1alpha1.HostShim) bool {
-	return own.Name == object.Name && equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && own.Annotations[goneAnnotation] == ""
+	return own.Name == object.Name && equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && !Marks(own)
 }
 
 // patch changes an object that is as it was read; errAgain when it isn't.
