@@ -46,6 +46,7 @@ func run(args []string) error {
 	flags.DurationVar(&o.Elected.Leaks.MinAge, "leak-min-age", 0, "of a claim that may count as leaked; 0: five minutes")
 	flags.DurationVar(&o.Elected.Leaks.NodeGrace, "leak-node-grace", 0, "for which a Node must be gone before its claims count as leaked; 0: five minutes")
 	flags.DurationVar(&o.Elected.PlaceGrace, "place-grace", 0, "for which a node that has left keeps its place on a parent; 0: an hour")
+	flags.BoolVar(&o.Elected.NodeSlices, "node-slices", false, "let the leader divide ranges with node_slice_size among nodes; only where Whereabouts' node slice controller doesn't run")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ import (
 // TestElected is about what one agent does for the cluster, with its rights of deploy/rbac and times that a test can wait for.
 func TestElected(t *testing.T) {
 	b := newBed(t)
-	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s", "--place-grace=4s"}
+	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s", "--place-grace=4s", "--node-slices"}
 	for _, n := range b.Nodes {
 		b.start(t, n)
 		require.Eventually(t, func() bool { ok, _ := ready(n); return ok }, settle, 20*time.Millisecond, "%s", n.Name)
@@ -34,6 +35,7 @@ func TestElected(t *testing.T) {
 		{"leaked claims", leaked},
 		{"how full pools are", full},
 		{"a node leaves", departs},
+		{"node slices", divided},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, b, leader) }) {
 			return // they build on each other
@@ -188,4 +190,40 @@ func departs(t *testing.T, b *bed, leader *controlplane.Node) {
 	require.Eventually(t, func() bool { _, there := mark(); return !there }, settle, 50*time.Millisecond)
 	require.Eventually(t, func() bool { return metric(t, leader, "lhstorage_departed_places", "") == departed }, promise, 10*time.Millisecond)
 	assert.InDelta(t, removed+1, metric(t, leader, "lhstorage_departed_places_removed_total", ""), 0)
+}
+
+// divided: a network with node slices works from its definition on, and a Node that comes has its slice.
+func divided(t *testing.T, b *bed, leader *controlplane.Node) {
+	config := strings.NewReplacer(`"name": "storage"`, `"name": "sliced"`, `"hostShim": {"range": "10.100.1.0/28"},`, "", `"range": "10.100.1.0/24"`, `"range": "10.100.2.0/26", "node_slice_size": "/28"`).Replace(nad)
+	require.NoError(t, b.CreateNetwork(t.Context(), namespace, "sliced", config))
+	given := func() string {
+		out, err := b.Kubectl(t.Context(), "get", "-n", "kube-system", "nodeslicepool", "sliced", "-o", `jsonpath={range .status.allocations[*]}{.nodeName}={.sliceRange} {end}`)
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(out)
+	}
+	require.Eventually(t, func() bool {
+		return given() == "node1=10.100.2.0/28 node2=10.100.2.16/28 =10.100.2.32/28 =10.100.2.48/28"
+	}, promise, 20*time.Millisecond)
+	n := b.Nodes[1]
+	_, err := b.CreatePod(t.Context(), n.Name, namespace, "sliced", controlplane.Network{Namespace: namespace, Name: "sliced", Interface: ifName})
+	require.NoError(t, err)
+	s, err := n.RunPod(t.Context(), namespace, "sliced")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, s.Remove(context.Background())) })
+	assert.Equal(t, "10.100.2.17", address(t, s))
+	require.Eventually(t, func() bool { return metric(t, leader, "lhstorage_pool_allocated", `"node2-10.100.2.16-28"`) == 1 }, settle, 50*time.Millisecond)
+	assert.InDelta(t, 28, metric(t, leader, "lhstorage_pool_addresses", "-28"), 0, "of two slices that are given")
+
+	began := time.Now()
+	_, err = b.Kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "late"}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return strings.Contains(given(), "late=10.100.2.32/28") }, promise, 20*time.Millisecond)
+	t.Logf("a node had its slice after %s", time.Since(began).Round(time.Millisecond))
+	require.NoError(t, b.Kube.CoreV1().Nodes().Delete(t.Context(), "late", metav1.DeleteOptions{}))
+	require.Eventually(t, func() bool { return !strings.Contains(given(), "late") }, promise, 20*time.Millisecond)
+	require.NoError(t, b.Dynamic.Resource(controlplane.NetworkAttachments).Namespace(namespace).Delete(t.Context(), "sliced", metav1.DeleteOptions{}))
+	require.Eventually(t, func() bool { return strings.Contains(given(), "not found") }, promise, 20*time.Millisecond)
+	assert.Zero(t, metric(t, leader, "lhstorage_nodes_without_slice", ""))
 }

@@ -179,10 +179,16 @@ func (w *watches) networks(ctx context.Context) ([]Definition, bool) {
 	if !synced(w.definitions) {
 		return nil, false
 	}
+	all, err := w.listDefinitions(ctx)
+	return all, err == nil
+}
+
+// listDefinitions waits for the first list.
+func (w *watches) listDefinitions(ctx context.Context) ([]Definition, error) {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(definitionKind.GroupVersion().WithKind(definitionKind.Kind + "List"))
 	if err := w.cache.List(ctx, list); err != nil {
-		return nil, false
+		return nil, fmt.Errorf("list network definitions: %w", err)
 	}
 	var all []Definition
 	for i := range list.Items {
@@ -191,7 +197,7 @@ func (w *watches) networks(ctx context.Context) ([]Definition, bool) {
 		all = append(all, Definition{object.GetNamespace(), object.GetName(), string(object.GetUID()), object.GetCreationTimestamp().UTC(), config})
 	}
 	slices.SortFunc(all, func(a, b Definition) int { return cmp.Compare(a.Ref(), b.Ref()) })
-	return all, true
+	return all, nil
 }
 
 // snapshot implements hostclaim.Claimer's Known.

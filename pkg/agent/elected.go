@@ -16,22 +16,28 @@ import (
 type Elected struct {
 	Leaks      leak.Settings
 	PlaceGrace time.Duration // for which a node that has left keeps its place; 0: an hour
+	NodeSlices bool          // divide ranges among nodes, as Whereabouts' node slice controller does, which mustn't run then
 }
 
 // shared is what the elected parts keep from one term to the next.
 type shared struct {
-	leaks  *leak.Metrics
-	pools  *poolMetrics
-	places *placeMetrics
+	leaks        *leak.Metrics
+	pools        *poolMetrics
+	places       *placeMetrics
+	withoutSlice *prometheus.GaugeVec
 }
 
 func newShared(reg prometheus.Registerer) *shared {
-	return &shared{leaks: leak.NewMetrics(reg), pools: newPoolMetrics(reg), places: newPlaceMetrics(reg)}
+	return &shared{leaks: leak.NewMetrics(reg), pools: newPoolMetrics(reg), places: newPlaceMetrics(reg), withoutSlice: newSliceMetric(reg)}
 }
 
 // upkeep are the elected parts that go by what pods and nodes come and go.
 func (a *Agent) upkeep() []part {
-	return []part{{"leaked claims", a.collectLeaks}, {"departed nodes", a.clearPlaces}}
+	parts := []part{{"leaked claims", a.collectLeaks}, {"departed nodes", a.clearPlaces}}
+	if a.options.Elected.NodeSlices {
+		parts = append(parts, part{"node slices", a.divideRanges})
+	}
+	return parts
 }
 
 // collectLeaks gives leaked claims back while this agent leads. How full pools are follows from the same list of claims.

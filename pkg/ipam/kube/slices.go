@@ -14,7 +14,7 @@ import (
 
 // Sliced narrows pools to this node's slice of their range, as Whereabouts' NodeSlicePool says. The object
 // is named after network_name, else after the network. A pool that the slice isn't part of (one of another
-// family) stays whole. Errors have code 11: a controller of Whereabouts gives nodes their slices.
+// family) stays whole. Errors have code 11: a controller of Whereabouts, or the agent, gives nodes their slices.
 func (s *Store) Sliced(ctx context.Context, pools []ipam.Pool, network, node string) ([]ipam.Pool, error) {
 	var sliced []ipam.Pool
 	for _, pool := range pools {
@@ -48,9 +48,9 @@ func (s *Store) slice(ctx context.Context, name, node string) (netip.Prefix, err
 	case err != nil:
 		return netip.Prefix{}, err
 	case object.Metadata.Name == "":
-		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "ipam.node_slice_size is set, but there is no NodeSlicePool %s/%s: is Whereabouts' node slice controller running, and does it know this network?", s.Namespace, name)
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "ipam.node_slice_size is set, but there is no NodeSlicePool %s/%s: is Whereabouts' node slice controller running, or an agent with --node-slices, and does it know this network?", s.Namespace, name)
 	case text == "":
-		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s has no slice for node %s (%d of %d slices are given): make the range bigger or node_slice_size longer, or wait for Whereabouts' node slice controller",
+		return netip.Prefix{}, cnierr.New(cnierr.TryAgain, "NodeSlicePool %s/%s has no slice for node %s (%d of %d slices are given): make the range bigger or node_slice_size longer, or wait for who gives nodes their slices: Whereabouts' node slice controller, or an agent with --node-slices",
 			s.Namespace, name, node, object.given(), len(object.Status.Allocations))
 	}
 	slice, err := netip.ParsePrefix(text)
