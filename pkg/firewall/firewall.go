@@ -30,6 +30,8 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strconv"
+	"strings"
 )
 
 // Prefix is how the names of our chains begin.
@@ -79,6 +81,28 @@ type Port struct {
 	Port     uint16
 }
 
+func (p Port) String() string { return strconv.Itoa(int(p.Port)) + "/" + p.Protocol }
+
+// ParsePorts reads a list such as 2049/tcp,123/udp, with commas between; none is an empty text. All faults come at once.
+func ParsePorts(text string) ([]Port, error) {
+	if strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	var ports []Port
+	var faults []error
+	for word := range strings.SplitSeq(text, ",") {
+		word = strings.TrimSpace(word)
+		number, protocol, _ := strings.Cut(word, "/")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || port == 0 || protocol != "tcp" && protocol != "udp" {
+			faults = append(faults, fmt.Errorf("%q isn't a port and a protocol, such as 2049/tcp or 123/udp", word))
+			continue
+		}
+		ports = append(ports, Port{Protocol: protocol, Port: uint16(port)})
+	}
+	return ports, errors.Join(faults...)
+}
+
 // deviceName is what is safe in a rule: the kernel allows more, but a trailing +
 // would be a wildcard there, and quotes would end a word.
 var deviceName = regexp.MustCompile(`^[A-Za-z0-9_.:@-]{1,15}$`)
@@ -101,7 +125,7 @@ func (d Desired) check() error {
 	}
 	for _, p := range d.Allowed {
 		if p.Protocol != "tcp" && p.Protocol != "udp" || p.Port == 0 {
-			faults = append(faults, fmt.Errorf("allowed port %s/%d: the protocol is tcp or udp, and the port isn't 0", p.Protocol, p.Port))
+			faults = append(faults, fmt.Errorf("allowed port %s: the protocol is tcp or udp, and the port isn't 0", p))
 		}
 	}
 	return errors.Join(faults...)

@@ -63,13 +63,14 @@ func parentOf(k kernel.Kernel, n Network, link kernel.Link, links []kernel.Link,
 	if err != nil {
 		return p, fmt.Errorf("who the peers of %s are: %w", link.Name, err)
 	}
-	p.Peers = append([]netip.Addr{}, n.Peers...)
-	for _, peer := range flood {
-		if !slices.Contains(p.Peers, peer) {
-			p.Peers = append(p.Peers, peer)
-		}
-	}
+	p.Peers = ordered(slices.Concat([]netip.Addr{}, n.Peers, flood))
 	return p, nil
+}
+
+// ordered has each address once, in an order that doesn't depend on the kernel's: what is the same reads the same.
+func ordered(addrs []netip.Addr) []netip.Addr {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
 }
 
 // addParent adds a parent, or its peers where another network has it too.
@@ -80,7 +81,7 @@ func (d *Desired) addParent(p Parent) {
 		return
 	}
 	if d.Parents[i].Peers != nil && p.Peers != nil {
-		d.Parents[i].Peers = append(d.Parents[i].Peers, p.Peers...)
+		d.Parents[i].Peers = ordered(append(d.Parents[i].Peers, p.Peers...))
 	}
 }
 

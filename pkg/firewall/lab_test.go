@@ -1,23 +1,17 @@
 package firewall_test
 
 import (
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/lhstorage/lhstorage/pkg/firewall"
+	"github.com/lhstorage/lhstorage/pkg/firewall/firewalltest"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/lab"
 	"github.com/lhstorage/lhstorage/pkg/lab/labtest"
@@ -28,8 +22,6 @@ import (
 const (
 	parent  = "vxlan-storage"
 	shimDev = "lhnet1-host"
-	service = 7777 // a port of a host's or pod's
-	vni     = 100
 )
 
 // site is a lab whose nodes can have the firewall.
@@ -45,7 +37,7 @@ func (s site) netns(name string) host {
 	netns, err := ns.GetNS(filepath.Join("/run/netns", s.Options().Name+"."+name))
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { require.NoError(s.t, netns.Close()) })
-	return host{netns}
+	return host{firewalltest.Host{NetNS: netns}}
 }
 
 // desired is the firewall of a node as its kernel and the lab say it must be.
@@ -105,6 +97,27 @@ func (s site) pod(node string) (lab.Pod, netip.Addr) {
 	return pod, pod.Addresses[0].Addr()
 }
 
+// attacked is the lab as its attackers see it.
+func (s site) attacked() firewalltest.Site {
+	a := firewalltest.Site{Stranger: s.netns("lan").Host, Device: "br0", VNI: 100, Range: s.Options().Range}
+	for i, node := range s.Nodes() {
+		h := s.netns(node.Name)
+		pod, addr := s.pod(node.Name)
+		mac, err := net.ParseMAC(pod.MAC)
+		require.NoError(s.t, err)
+		k, err := kernel.In(h.NetNS)
+		require.NoError(s.t, err)
+		link, err := k.Link(parent)
+		require.NoError(s.t, err)
+		k.Close()
+		a.Nodes[i] = firewalltest.Node{
+			Host: h.Host, VTEP: node.VTEP, ParentMAC: link.MAC, Shim: s.shim(node.Name),
+			Pod: s.netns(node.Name + ".pod1").Host, PodAddress: addr, PodMAC: mac,
+		}
+	}
+	return a
+}
+
 // noLoss requires all legs to hold, in packets of the full MTU too.
 func (s site) noLoss() {
 	s.t.Helper()
@@ -118,92 +131,6 @@ func (s site) noLoss() {
 		assert.NotEmpty(s.t, legs)
 		assert.Empty(s.t, lab.Failed(legs))
 	}
-}
-
-// hears opens a UDP service in a namespace; the function tells whether what send
-// sends arrives. What must arrive is sent until it does, what must not a few times.
-func (h host) hears(t *testing.T, at netip.AddrPort) func(want bool, send func(payload string)) bool {
-	t.Helper()
-	var conn *net.UDPConn
-	require.NoError(t, h.Do(func(ns.NetNS) (err error) {
-		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-		return err
-	}))
-	t.Cleanup(func() { require.NoError(t, conn.Close()) })
-	round := 0
-	return func(want bool, send func(payload string)) bool {
-		round++
-		tries := 3
-		if want {
-			tries = 100
-		}
-		payload := fmt.Sprintf("round %d", round)
-		for range tries {
-			send(payload)
-			require.NoError(t, conn.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
-			buf := make([]byte, 1500)
-			for {
-				n, err := conn.Read(buf)
-				if errors.Is(err, os.ErrDeadlineExceeded) {
-					break
-				}
-				require.NoError(t, err)
-				if string(buf[:n]) == payload { // none of an earlier round, which was late
-					return true
-				}
-			}
-		}
-		return false
-	}
-}
-
-// udp sends a datagram from a namespace.
-func (h host) udp(t *testing.T, to netip.AddrPort, payload string) {
-	require.NoError(t, h.Do(func(ns.NetNS) error {
-		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
-		if err != nil {
-			return err
-		}
-		_, err = conn.Write([]byte(payload))
-		return errors.Join(err, conn.Close())
-	}))
-}
-
-// datagram is an IPv4 packet with a UDP datagram, without the checksum that is
-// optional.
-func datagram(from, to netip.AddrPort, payload string) []byte {
-	length := 28 + len(payload)
-	p := make([]byte, 28, length)
-	p[0], p[8], p[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(p[2:], uint16(length))
-	copy(p[12:], from.Addr().AsSlice())
-	copy(p[16:], to.Addr().AsSlice())
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	sum = sum>>16 + sum&0xffff
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
-	binary.BigEndian.PutUint16(p[20:], from.Port())
-	binary.BigEndian.PutUint16(p[22:], to.Port())
-	binary.BigEndian.PutUint16(p[24:], uint16(8+len(payload)))
-	return append(p, payload...)
-}
-
-// tunnel sends a frame to a VTEP as VXLAN does (RFC 7348), with any source: what
-// a program on the underlay can do.
-func (h host) tunnel(t *testing.T, source, vtep netip.Addr, mac net.HardwareAddr, packet []byte) {
-	frame := []byte{8, 0, 0, 0, 0, 0, vni, 0}
-	frame = append(frame, mac...)
-	frame = append(frame, 2, 0, 0, 0, 0, 1, 8, 0)
-	outer := datagram(netip.AddrPortFrom(source, 50000), netip.AddrPortFrom(vtep, 4789), string(append(frame, packet...)))
-	require.NoError(t, h.Do(func(ns.NetNS) error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
-		if err != nil {
-			return err
-		}
-		return errors.Join(unix.Sendto(fd, outer, 0, &unix.SockaddrInet4{Addr: vtep.As4()}), unix.Close(fd))
-	}))
 }
 
 // What the firewall is for, each shown without it first: nobody but a peer gets
@@ -225,9 +152,9 @@ func TestFirewall(t *testing.T) {
 				name string
 				test func(s site) (check func(open bool))
 			}{
-				{"tunnel", tunnelFromStranger},
-				{"parent", framesToTheParent},
-				{"routing", routingThroughANode},
+				{"tunnel", func(s site) func(bool) { return s.attacked().Tunnel(s.t) }},
+				{"parent", func(s site) func(bool) { return s.attacked().Parent(s.t) }},
+				{"routing", func(s site) func(bool) { return s.attacked().Routing(s.t) }},
 				{"services", servicesOfTheHost},
 			} {
 				t.Run(tt.name, func(t *testing.T) {
@@ -246,104 +173,18 @@ func TestFirewall(t *testing.T) {
 	}
 }
 
-// tunnelFromStranger sends frames to a pod in the tunnel from a host of the
-// underlay that is no peer, with its own address and with a peer's.
-func tunnelFromStranger(s site) func(open bool) {
-	stranger := s.netns("lan")
-	pod, addr := s.pod("node1")
-	at := netip.AddrPortFrom(addr, service)
-	hears := s.netns("node1.pod1").hears(s.t, at)
-	node1, node2 := s.Nodes()[0], s.Nodes()[1]
-	own := netip.MustParseAddr("10.100.200.200")
-	stranger.sh(s.t, "ip addr replace %s/32 dev br0", own)
-	mac, err := net.ParseMAC(pod.MAC)
-	require.NoError(s.t, err)
-	packet := func(payload string) []byte {
-		return datagram(netip.AddrPortFrom(s.Options().Range.Addr().Next(), 1), at, payload)
-	}
-	return func(open bool) {
-		assert.Equal(s.t, open, hears(open, func(payload string) { stranger.tunnel(s.t, own, node1.VTEP, mac, packet(payload)) }), "from a stranger's address")
-		assert.True(s.t, hears(true, func(payload string) { stranger.tunnel(s.t, node2.VTEP, node1.VTEP, mac, packet(payload)) }), "from a peer's address")
-	}
-}
-
-// framesToTheParent sends to the parent's own MAC, for the host's shim and for a
-// pod behind it: what guards the shim would be walked around.
-func framesToTheParent(s site) func(open bool) {
-	stranger, node1, node2 := s.netns("lan"), s.Nodes()[0], s.Nodes()[1]
-	at := netip.AddrPortFrom(s.shim("node1"), service)
-	hears := s.netns("node1").hears(s.t, at)
-	k, err := kernel.In(s.netns("node1").NetNS)
-	require.NoError(s.t, err)
-	defer k.Close()
-	link, err := k.Link(parent)
-	require.NoError(s.t, err)
-	return func(open bool) {
-		assert.Equal(s.t, open, hears(open, func(payload string) {
-			stranger.tunnel(s.t, node2.VTEP, node1.VTEP, link.MAC, datagram(netip.AddrPortFrom(s.shim("node2"), 1), at, payload))
-		}), "to the parent's MAC")
-	}
-}
-
-// routingThroughANode lets the underlay use a node as its router to the storage
-// network, and a pod as its way out.
-func routingThroughANode(s site) func(open bool) {
-	stranger, node := s.netns("lan"), s.Nodes()[0]
-	_, addr := s.pod("node1")
-	_, far := s.pod("node2")
-	shim := s.shim("node1")
-	stranger.sh(s.t, "ip route replace %s via %s", s.Options().Range, node.VTEP)
-	out := netip.MustParseAddr("10.100.200.201")
-	stranger.sh(s.t, "ip addr replace %s/32 dev br0", out)
-	s.netns("node1.pod1").sh(s.t, "ip route replace %s via %s", out, shim)
-	ways := map[string]struct {
-		from, to host
-		at       netip.Addr
-	}{
-		"in, to a pod of the node": {stranger, s.netns("node1.pod1"), addr},
-		"in, to another's pod":     {stranger, s.netns("node2.pod1"), far},
-		"in, to the shim":          {stranger, s.netns("node1"), shim},
-		"out":                      {s.netns("node1.pod1"), stranger, out},
-	}
-	type heard = func(want bool, send func(payload string)) bool
-	listeners := map[string]heard{}
-	for name, w := range ways {
-		listeners[name] = w.to.hears(s.t, netip.AddrPortFrom(w.at, service+1))
-	}
-	return func(open bool) {
-		for name, w := range ways {
-			assert.Equal(s.t, open, listeners[name](open, func(payload string) {
-				w.from.udp(s.t, netip.AddrPortFrom(w.at, service+1), payload)
-			}), name)
-		}
-	}
-}
-
-// servicesOfTheHost connects pods to a service of a host, over its shim; the
-// host as a client, and connections that are open, go on.
+// servicesOfTheHost besides lets the host be a client, and a port be allowed.
 func servicesOfTheHost(s site) func(open bool) {
 	t := s.t
 	node1 := s.netns("node1")
-	at := netip.AddrPortFrom(s.shim("node1"), service)
-	allowed := netip.AddrPortFrom(s.shim("node1"), service+1)
-	for _, a := range []netip.AddrPort{at, allowed} {
-		echo(t, node1, a)
-	}
-	early := dial(t, s.netns("node2.pod1"), at)
-	require.NotNil(t, early)
+	services := s.attacked().Services(t)
+	at := netip.AddrPortFrom(s.shim("node1"), firewalltest.Port)
+	allowed := netip.AddrPortFrom(s.shim("node1"), firewalltest.Port+2)
+	node1.Echo(t, allowed)
 	_, local := s.pod("node1")
 	_, remote := s.pod("node2")
-	echo(t, s.netns("node1.pod1"), netip.AddrPortFrom(local, service))
-	fromHost := dial(t, node1, netip.AddrPortFrom(local, service))
-	require.NotNil(t, fromHost)
-	udp := node1.hears(t, at)
 	return func(open bool) {
-		for _, pod := range []string{"node1.pod1", "node2.pod1"} {
-			assert.Equal(t, open, dial(t, s.netns(pod), at) != nil, "%s to a service of node1", pod)
-			assert.Equal(t, open, udp(open, func(payload string) { s.netns(pod).udp(t, at, payload) }), "%s, UDP", pod)
-		}
-		assert.True(t, answers(early), "a pod's connection that was open before")
-		assert.True(t, answers(fromHost), "the host's connection that was open before")
+		services(open)
 		for to, name := range map[netip.Addr]string{local: "node1", remote: "node2"} {
 			sender, err := s.In("node1", "")
 			require.NoError(t, err)
@@ -359,58 +200,9 @@ func servicesOfTheHost(s site) func(open bool) {
 		d := s.desired(s.Nodes()[0])
 		d.Allowed = []firewall.Port{{Protocol: "tcp", Port: allowed.Port()}}
 		node1.ensure(t, d)
-		assert.NotNil(t, dial(t, s.netns("node2.pod1"), allowed), "a port that is allowed")
-		assert.Nil(t, dial(t, s.netns("node2.pod1"), at), "a port that isn't")
+		assert.NotNil(t, s.netns("node2.pod1").Dial(t, allowed), "a port that is allowed")
+		assert.Nil(t, s.netns("node2.pod1").Dial(t, at), "a port that isn't")
 	}
-}
-
-// echo serves TCP in a namespace until the test ends.
-func echo(t *testing.T, h host, at netip.AddrPort) {
-	t.Helper()
-	var listener net.Listener
-	require.NoError(t, h.Do(func(ns.NetNS) (err error) {
-		listener, err = net.Listen("tcp", at.String())
-		return err
-	}))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			t.Cleanup(func() { _ = conn.Close() })
-			go func() { _, _ = io.Copy(conn, conn) }()
-		}
-	}()
-	t.Cleanup(func() { require.NoError(t, listener.Close()); <-ended })
-}
-
-// dial connects from a namespace; nil if nobody answers.
-func dial(t *testing.T, h host, to netip.AddrPort) net.Conn {
-	t.Helper()
-	var conn net.Conn
-	_ = h.Do(func(ns.NetNS) (err error) {
-		conn, err = net.DialTimeout("tcp", to.String(), 700*time.Millisecond)
-		return err
-	})
-	if conn == nil {
-		return nil
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-func answers(conn net.Conn) bool {
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return false
-	}
-	if _, err := conn.Write([]byte("still?")); err != nil {
-		return false
-	}
-	_, err := io.ReadFull(conn, make([]byte, 6))
-	return err == nil
 }
 
 // The three legs hold with the firewall on every other kind of parent too, and

@@ -18,10 +18,11 @@ import (
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
 	"github.com/lhstorage/lhstorage/pkg/firewall"
+	"github.com/lhstorage/lhstorage/pkg/firewall/firewalltest"
 )
 
 // host is a network namespace with tables of its own.
-type host struct{ ns.NetNS }
+type host struct{ firewalltest.Host }
 
 func newHost(t *testing.T) host {
 	t.Helper()
@@ -32,7 +33,7 @@ func newHost(t *testing.T) host {
 		require.NoError(t, netns.Close())
 		require.NoError(t, testutils.UnmountNS(netns))
 	})
-	return host{netns}
+	return host{firewalltest.Host{NetNS: netns}}
 }
 
 // sh runs a script there and returns what it prints; it must succeed.
