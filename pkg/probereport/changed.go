@@ -32,9 +32,9 @@ func classOf(l v1alpha1.ProbeLeg) class {
 
 // Changed says whether a report differs from an earlier one in substance: a leg
 // loses packets that didn't, or no longer does, or loses them otherwise; a
-// round-trip time has more than doubled or halved; or the cluster has grown over
-// what one round can ask, or shrunk again. A leg without loss that comes or goes
-// is none.
+// round-trip time has more than doubled or halved; a node is reached in a way in
+// which none of it was before; or the cluster has grown over what one round can
+// ask, or shrunk again. Other legs without loss may come and go.
 func Changed(before, now v1alpha1.ProbeReportStatus) bool {
 	if before.Sampled != now.Sampled {
 		return true
@@ -42,7 +42,7 @@ func Changed(before, now v1alpha1.ProbeReportStatus) bool {
 	old, cur := byKey(before.Legs), byKey(now.Legs)
 	for k, l := range cur {
 		o, was := old[k]
-		if classOf(l) != classOf(o) || was && slower(o.RTT, l.RTT) {
+		if classOf(l) != classOf(o) || was && slower(o.RTT, l.RTT) || !was && first(old, k) {
 			return true
 		}
 	}
@@ -52,6 +52,16 @@ func Changed(before, now v1alpha1.ProbeReportStatus) bool {
 		}
 	}
 	return false
+}
+
+// first says that no leg of before is of the same kind to the same node.
+func first(before map[key]v1alpha1.ProbeLeg, k key) bool {
+	for o := range before {
+		if o.kind == k.kind && o.network == k.network && o.node == k.node {
+			return false
+		}
+	}
+	return true
 }
 
 func slower(a, b *v1alpha1.ProbeRTT) bool {

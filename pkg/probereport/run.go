@@ -124,7 +124,9 @@ func (p *Prober) know(ctx context.Context) (Known, error) {
 		return k, err
 	}
 	due, _ := Nodes(k.Peers, p.Node, p.round)
-	stale := slices.DeleteFunc(slices.Clone(due), func(node string) bool { return time.Since(p.remote[node].at) < listAge })
+	stale := slices.DeleteFunc(slices.Clone(due), func(node string) bool {
+		return len(p.remote[node].pods) > 0 && time.Since(p.remote[node].at) < listAge // one without pods may have its first by now
+	})
 	slices.SortStableFunc(stale, func(a, b string) int { return p.remote[a].at.Compare(p.remote[b].at) })
 	for _, node := range stale[:min(len(stale), listsAtOne)] {
 		if err := p.list(ctx, node); err != nil {
