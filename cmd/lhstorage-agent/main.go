@@ -9,16 +9,21 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/lhstorage/lhstorage/pkg/agent"
+	"github.com/lhstorage/lhstorage/pkg/firewall"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
 // version is set at build time.
 var version = "unknown"
+
+// minProbeInterval leaves time for the answers of a round.
+const minProbeInterval = 10 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -31,6 +36,7 @@ func run(args []string) error {
 	var o agent.Options
 	var nodeFile, kubeconfig string
 	var level slog.Level
+	guard, probes := true, true
 	flags := flag.NewFlagSet("lhstorage-agent", flag.ContinueOnError)
 	flags.StringVar(&nodeFile, "node-file", nodefile.Path(), "the node file, as the plugins on this node read it; environment "+nodefile.PathEnv)
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "a kubeconfig; empty: the pod's service account")
@@ -47,6 +53,13 @@ func run(args []string) error {
 	flags.DurationVar(&o.Elected.Leaks.NodeGrace, "leak-node-grace", 0, "for which a Node must be gone before its claims count as leaked; 0: five minutes")
 	flags.DurationVar(&o.Elected.PlaceGrace, "place-grace", 0, "for which a node that has left keeps its place on a parent; 0: an hour")
 	flags.BoolVar(&o.Elected.NodeSlices, "node-slices", false, "let the leader divide ranges with node_slice_size among nodes; only where Whereabouts' node slice controller doesn't run")
+	flags.BoolVar(&guard, "firewall", true, "keep the storage network to itself; false removes what an earlier agent kept")
+	flags.Func("firewall-allow", "services of the host that pods may reach over the storage network, such as 2049/tcp,123/udp", func(text string) (err error) {
+		o.FirewallAllow, err = firewall.ParsePorts(text)
+		return err
+	})
+	flags.BoolVar(&probes, "probe", true, "measure the legs of the storage network, and report them")
+	flags.DurationVar(&o.ProbeInterval, "probe-interval", 0, "between the beginnings of two rounds of probes, 10s at least; 0: a minute")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -57,6 +70,10 @@ func run(args []string) error {
 	if o.Repair != "" && o.Repair != agent.RepairLonghorn {
 		return fmt.Errorf("--repair %q: must be empty or %q", o.Repair, agent.RepairLonghorn)
 	}
+	if o.ProbeInterval != 0 && o.ProbeInterval < minProbeInterval {
+		return fmt.Errorf("--probe-interval %s: must be 0 or at least %s", o.ProbeInterval, minProbeInterval)
+	}
+	o.NoFirewall, o.NoProbes = !guard, !probes
 	o.Version = version
 	if err := os.Setenv(nodefile.PathEnv, nodeFile); err != nil {
 		return err

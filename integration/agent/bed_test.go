@@ -68,7 +68,13 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	c := controlplane.Up(t, controlplane.Options{UnsafeNoFsync: true, Lab: lab.Options{Nodes: 3}, BinDirs: []string{tools.Ours(t)}})
+	return newBedOn(t, lab.Options{Nodes: 3}, nad)
+}
+
+// newBedOn is a bed on an underlay, with a network.
+func newBedOn(t *testing.T, underlay lab.Options, nad string) *bed {
+	t.Helper()
+	c := controlplane.Up(t, controlplane.Options{UnsafeNoFsync: true, Lab: underlay, BinDirs: []string{tools.Ours(t)}})
 	_, err := c.InstallOwn(t.Context())
 	require.NoError(t, err)
 	root, err := tools.Root()
@@ -95,20 +101,20 @@ func newBed(t *testing.T) *bed {
 }
 
 // start starts a node's agent.
-func (b *bed) start(t *testing.T, n *controlplane.Node) {
+func (b *bed) start(t *testing.T, n *controlplane.Node, flags ...string) {
 	t.Helper()
-	b.agents[n.Name] = b.startAt(t, n, 9810)
+	b.agents[n.Name] = b.startAt(t, n, 9810, flags...)
 }
 
 // startAt starts an agent that serves metrics at a port and probes at the next one.
-func (b *bed) startAt(t *testing.T, n *controlplane.Node, port int) *controlplane.Process {
+func (b *bed) startAt(t *testing.T, n *controlplane.Node, port int, flags ...string) *controlplane.Process {
 	t.Helper()
 	name := fmt.Sprintf("agent-%d", port)
 	// Not as a pod, whose token would have to be asked for while the API server is away.
 	p, err := controlplane.Launch(name+" on "+n.Name, n.Log(name), n.Host.Enter, append([]string{
 		"/opt/cni/bin/lhstorage-agent", "--kubeconfig=" + agentKubeconfig, "--attachment-grace=1s",
 		fmt.Sprintf("--metrics-address=127.0.0.1:%d", port), fmt.Sprintf("--health-address=127.0.0.1:%d", port+1),
-	}, b.flags...), []string{"PATH=" + os.Getenv("PATH")})
+	}, append(b.flags, flags...)...), []string{"PATH=" + os.Getenv("PATH")})
 	require.NoError(t, err)
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -46,6 +46,7 @@ import (
 	eventrecorder "sigs.k8s.io/controller-runtime/pkg/recorder"
 
 	"github.com/lhstorage/lhstorage/pkg/attach"
+	"github.com/lhstorage/lhstorage/pkg/firewall"
 	"github.com/lhstorage/lhstorage/pkg/hostclaim"
 	"github.com/lhstorage/lhstorage/pkg/ipam/recorder"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
@@ -66,6 +67,10 @@ type Options struct {
 	AttachmentGrace time.Duration // after which a pod should have its networks; 0: a minute
 	TokenLifetime   time.Duration // of the plugins' token; 0: a day
 	Elected         Elected
+	NoFirewall      bool // keep none, and remove what an earlier agent kept
+	FirewallAllow   []firewall.Port
+	NoProbes        bool
+	ProbeInterval   time.Duration // between the beginnings of rounds; 0: a minute
 	Version         string
 }
 
@@ -104,6 +109,7 @@ type Agent struct {
 	seen     *observed
 	compiled atomic.Pointer[Compiled]
 	shared   *shared
+	host     *hostParts
 	log      *slog.Logger
 	identity string // of this process, different from all others'
 }
@@ -124,7 +130,7 @@ func (a *Agent) everywhere() []part {
 	if a.node.Kubeconfig != "" {
 		parts = append(parts, part{"releases", a.replay}, part{"token", a.renewToken})
 	}
-	return parts
+	return append(parts, a.host.parts()...)
 }
 
 // elected is what one agent of the cluster does.
@@ -174,6 +180,7 @@ func New(node nodefile.File, o Options, log *slog.Logger) (*Agent, error) {
 	if node.Kubeconfig != "" {
 		a.claimer = &hostclaim.Claimer{API: a.api, Node: node, MachineID: machineID(), Answers: probe.Answers, Known: a.watches.snapshot}
 	}
+	a.host = newHostParts(a, ctrlmetrics.Registry)
 	return a, nil
 }
 

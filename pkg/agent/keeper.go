@@ -36,7 +36,8 @@ type keeper struct {
 type netState struct {
 	plan    *netconf.Plan
 	place   place.Place
-	done    bool // a pass has succeeded with plan and place
+	shim    []netip.Prefix // its addresses, with the network's length
+	done    bool           // a pass has succeeded with plan and place
 	contest contest
 	trouble string // why it isn't ready; "" when it is
 }
@@ -122,6 +123,7 @@ func (k *keeper) pass(ctx context.Context) (again time.Duration) {
 	k.forget(states)
 	k.states = states
 	k.publish(compiled)
+	k.host.guard(compiled.Networks, states)
 	return again
 }
 
@@ -166,7 +168,7 @@ func (k *keeper) network(ctx context.Context, n Network, state *netState) {
 		k.trouble(n, state, err.Error())
 		return
 	}
-	state.plan, state.place, state.done = n.Plan, result.Place, true
+	state.plan, state.place, state.shim, state.done = n.Plan, result.Place, result.Addrs, true
 	if len(result.Changed) == 0 {
 		state.contest.quiet(time.Now())
 	}

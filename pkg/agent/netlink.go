@@ -69,7 +69,8 @@ func listenOnce(ctx context.Context, seen *observed, wake func()) error {
 			return err
 		case u, ok := <-links:
 			open = ok
-			concerns = ok && seen.concerns(u.Link.Attrs().Name, u.Link.Attrs().Index)
+			// A tunnel of another's, as of a pod network that has just come up, may share the port that the firewall guards.
+			concerns = ok && (seen.concerns(u.Link.Attrs().Name, u.Link.Attrs().Index) || u.Type() == "vxlan")
 		case _, ok := <-addrs:
 			open, concerns = ok, ok // any device may come to hold the VTEP, or an address of the shim's
 		case u, ok := <-neighs:

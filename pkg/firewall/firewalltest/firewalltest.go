@@ -112,7 +112,7 @@ func (h Host) Echo(t *testing.T, at netip.AddrPort) {
 	t.Helper()
 	var listener net.Listener
 	require.NoError(t, h.Do(func(ns.NetNS) (err error) {
-		listener, err = net.Listen("tcp", at.String())
+		listener, err = new(net.ListenConfig).Listen(t.Context(), "tcp", at.String())
 		return err
 	}))
 	ended := make(chan struct{})
@@ -135,7 +135,7 @@ func (h Host) Dial(t *testing.T, to netip.AddrPort) net.Conn {
 	t.Helper()
 	var conn net.Conn
 	_ = h.Do(func(ns.NetNS) (err error) {
-		conn, err = net.DialTimeout("tcp", to.String(), 700*time.Millisecond)
+		conn, err = (&net.Dialer{Timeout: 700 * time.Millisecond}).DialContext(t.Context(), "tcp", to.String())
 		return err
 	})
 	if conn == nil {

@@ -40,7 +40,7 @@ func (h Host) sh(t *testing.T, format string, args ...any) {
 	t.Helper()
 	require.NoError(t, h.Do(func(ns.NetNS) error {
 		script := fmt.Sprintf(format, args...)
-		if out, err := exec.CommandContext(t.Context(), "sh", "-ec", script).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "sh", "-ec", script).CombinedOutput(); err != nil { //nolint:gosec // this package's scripts
 			return fmt.Errorf("%s: %w: %s", script, err, out)
 		}
 		return nil
