@@ -60,15 +60,15 @@ func (c *Chart) Template(ctx context.Context, args ...string) ([]byte, error) {
 // Generated is the content of all files that are generated from others below deploy, by path in the checkout.
 func (c *Chart) Generated(ctx context.Context) (map[string][]byte, error) {
 	all := map[string][]byte{}
-	sources, err := filepath.Glob(filepath.Join(c.root, "deploy", "crds", "*.yaml"))
-	if err != nil {
-		return nil, err
+	var sources []string
+	for _, pattern := range []string{"crds/*.yaml", "rbac/*.yaml", "alerts/*.yaml", "dashboard/*.json"} {
+		found, err := filepath.Glob(filepath.Join(c.root, "deploy", pattern))
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, found...)
 	}
-	rights, err := filepath.Glob(filepath.Join(c.root, "deploy", "rbac", "*.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	for _, source := range append(sources, rights...) {
+	for _, source := range sources {
 		name, err := filepath.Rel(filepath.Join(c.root, "deploy"), source)
 		if err != nil {
 			return nil, err

@@ -95,7 +95,7 @@ func TestExampleNetworks(t *testing.T) {
 // Values that mean nothing are refused before anything is installed.
 func TestSchema(t *testing.T) {
 	c := newChart(t)
-	for _, set := range []string{"distribution=k4s", "distributoin=k3s", "cniBinDir=opt/cni", "confDir=/etc/lhstorage/", "apiServer=10.0.0.1", "record=both", "agent.repair=all", "agent.metricsPort=0", "agent.firewal=true", "image.repository="} {
+	for _, set := range []string{"distribution=k4s", "distributoin=k3s", "cniBinDir=opt/cni", "confDir=/etc/lhstorage/", "apiServer=10.0.0.1", "record=both", "agent.repair=all", "agent.metricsPort=0", "agent.firewal=true", "agent.firewallAllow={2049}", "agent.probeInterval=1", "monitoring.rules=yes", "image.repository="} {
 		_, err := c.Template(t.Context(), "--set", set)
 		assert.Error(t, err, set)
 		key, _, _ := strings.Cut(set, "=")
@@ -103,4 +103,41 @@ func TestSchema(t *testing.T) {
 	}
 	_, err := c.Run(t.Context(), "template", "lhstorage", c.Dir(), "--kube-version", "1.30.9")
 	require.ErrorContains(t, err, "1.31")
+}
+
+// Alerts and dashboard are there for who asks for them, as they are in deploy, with the labels by which they are found.
+func TestMonitoring(t *testing.T) {
+	c := newChart(t)
+	got, err := c.Template(t.Context())
+	require.NoError(t, err)
+	for _, kind := range []string{"PrometheusRule", "lhstorage-dashboard"} {
+		assert.NotContains(t, string(got), kind, "by default")
+	}
+	got, err = c.Template(t.Context(), "--show-only", "templates/monitoring.yaml", "--set", "monitoring.rules=true,monitoring.ruleLabels.release=kube-prometheus,monitoring.dashboard=true")
+	require.NoError(t, err)
+	type object struct {
+		Kind     string
+		Metadata struct{ Labels map[string]string }
+		Spec     any
+		Data     map[string]string
+	}
+	objects := map[string]object{}
+	for document := range strings.SplitSeq(string(got), "\n---\n") {
+		var o object
+		require.NoError(t, yaml.Unmarshal([]byte(document), &o))
+		objects[o.Kind] = o
+	}
+	require.Len(t, objects, 2)
+	rules, dashboard := objects["PrometheusRule"], objects["ConfigMap"]
+	var source object
+	text, err := os.ReadFile(filepath.Join(c.root, "deploy/alerts/lhstorage.yaml"))
+	require.NoError(t, err)
+	require.NoError(t, yaml.Unmarshal(text, &source))
+	require.NotEmpty(t, source.Spec)
+	assert.Equal(t, source.Spec, rules.Spec)
+	assert.Equal(t, "kube-prometheus", rules.Metadata.Labels["release"])
+	board, err := os.ReadFile(filepath.Join(c.root, "deploy/dashboard/lhstorage.json"))
+	require.NoError(t, err)
+	assert.JSONEq(t, string(board), dashboard.Data["lhstorage.json"])
+	assert.Equal(t, "1", dashboard.Metadata.Labels["grafana_dashboard"])
 }
