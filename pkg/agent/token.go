@@ -18,14 +18,17 @@ const (
 func (a *Agent) renewToken(ctx context.Context) error {
 	retry := tokenRetry
 	for ctx.Err() == nil {
-		wait := tokenLook
-		if due, why := a.tokenDue(time.Now()); due {
-			if err := a.writeToken(ctx); err != nil && ctx.Err() == nil {
+		due, why := a.tokenDue(time.Now())
+		wait := min(time.Until(due), tokenLook)
+		if wait <= 0 {
+			token, err := a.writeToken(ctx)
+			if err != nil && ctx.Err() == nil {
 				a.metrics.tokenFailures.Inc()
 				a.log.Warn("the plugins' token isn't renewed", "file", a.node.Kubeconfig, "why", why, "error", err)
 				wait, retry = retry, min(2*retry, tokenLongRetry)
 			} else {
-				retry = tokenRetry
+				// Not until it is due: where this node's clock is wrong, each is due at once.
+				wait, retry = min(token.Due().Sub(token.Issued), tokenLook), tokenRetry
 			}
 		}
 		pause(ctx, wait)
@@ -33,15 +36,15 @@ func (a *Agent) renewToken(ctx context.Context) error {
 	return nil
 }
 
-// tokenDue says whether a new token is needed, and why.
-func (a *Agent) tokenDue(now time.Time) (due bool, why string) {
+// tokenDue says when a new token is needed (never: at once), and why.
+func (a *Agent) tokenDue(now time.Time) (due time.Time, why string) {
 	file, err := kubeconfig.Read(a.node.Kubeconfig)
 	if err != nil {
-		return true, err.Error()
+		return time.Time{}, err.Error()
 	}
 	token, err := kubeconfig.ParseToken(file.Token)
 	if err != nil {
-		return true, err.Error()
+		return time.Time{}, err.Error()
 	}
 	a.metrics.tokenExpires.Set(float64(token.Expires.Unix()))
 	if expired := now.After(token.Expires); expired {
@@ -49,15 +52,15 @@ func (a *Agent) tokenDue(now time.Time) (due bool, why string) {
 	} else {
 		a.health.set("token", "")
 	}
-	return !now.Before(token.Due()), "a quarter of its life is over"
+	return token.Due(), "a quarter of its life is over"
 }
 
-func (a *Agent) writeToken(ctx context.Context) error {
+func (a *Agent) writeToken(ctx context.Context) (kubeconfig.Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	file, err := kubeconfig.ServerOf(a.config)
 	if err != nil {
-		return err
+		return kubeconfig.Token{}, err
 	}
 	if old, err := kubeconfig.Read(a.node.Kubeconfig); err == nil { // the installer may have chosen another way to the server
 		file = old
@@ -65,10 +68,10 @@ func (a *Agent) writeToken(ctx context.Context) error {
 	renewal := kubeconfig.Renewal{API: a.api, Account: kubeconfig.NodeAccount, Node: a.node.NodeName, Lifetime: a.options.TokenLifetime, File: file}
 	token, err := renewal.Write(ctx, a.node.Kubeconfig)
 	if err != nil {
-		return err
+		return token, err
 	}
 	a.metrics.tokenExpires.Set(float64(token.Expires.Unix()))
 	a.health.set("token", "")
 	a.log.Info("renewed the plugins' token", "expires", token.Expires)
-	return nil
+	return token, nil
 }
