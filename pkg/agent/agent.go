@@ -35,11 +35,12 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/labels"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
-	ctrlleader "sigs.k8s.io/controller-runtime/pkg/leaderelection"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -231,9 +232,7 @@ func (a *Agent) supervise(ctx context.Context, p part) error {
 // elect runs the elected parts while this agent leads. controller-runtime's manager ends the process when it loses the Lease; this one's
 // node needs it when the API server is away, so here it only stands for election again.
 func (a *Agent) elect(ctx context.Context) error {
-	lock, err := ctrlleader.NewResourceLock(a.config, a.manager, ctrlleader.Options{
-		LeaderElection: true, LeaderElectionID: leaseName, LeaderElectionNamespace: a.options.Namespace, RenewDeadline: renewDeadline,
-	})
+	lock, err := a.electionLock()
 	if err != nil {
 		return fmt.Errorf("prepare the agents' election: %w", err)
 	}
@@ -258,6 +257,17 @@ func (a *Agent) elect(ctx context.Context) error {
 	leading.Lock() // until what it began has ended
 	defer leading.Unlock()
 	return nil
+}
+
+// electionLock is the agents' Lease. It tells of no Events, which would take a right of their own: who leads is in the Lease.
+func (a *Agent) electionLock() (resourcelock.Interface, error) {
+	config := rest.AddUserAgent(rest.CopyConfig(a.config), "leader-election")
+	config.Timeout = renewDeadline / 2 // one call that hangs must not cost the Lease
+	leases, err := coordinationclient.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return resourcelock.New(resourcelock.LeasesResourceLock, a.options.Namespace, leaseName, nil, leases, resourcelock.ResourceLockConfig{Identity: a.identity})
 }
 
 // lead runs the elected parts until ctx ends.
