@@ -123,7 +123,7 @@ func (w *attachments) Run(ctx context.Context) error {
 		if synced(w.watches.pods, w.watches.definitions) {
 			w.look(ctx, time.Now())
 		}
-		pause(ctx, attachmentsEvery)
+		pause(ctx, min(attachmentsEvery, w.options.AttachmentGrace))
 	}
 	return nil
 }
