@@ -42,7 +42,13 @@ type Options struct {
 	// as the source design's script does: addresses on the parents, no learning.
 	Script bool
 
+	// Untouched leaves lhstorage's programs off the nodes, for what brings them.
+	Untouched bool
+
 	Primary Primary // the first network of pods; default Bridge
+
+	// Audit lets the API server log who asked for what.
+	Audit bool
 
 	// UnsafeNoFsync lets etcd answer before its data are on disk.
 	UnsafeNoFsync bool
@@ -80,7 +86,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		simulated.Plugin, simulated.IPAM, simulated.NoLearning = lab.PluginLhstorage, lab.IPAMHostLocal, false
 	}
 	control, err := controlplane.Start(ctx, controlplane.Options{
-		Lab: simulated, BinDirs: []string{helpers, own}, Bare: true, UnsafeNoFsync: o.UnsafeNoFsync,
+		Lab: simulated, BinDirs: []string{helpers, own}, Bare: true, Audit: o.Audit, UnsafeNoFsync: o.UnsafeNoFsync,
 	})
 	if err != nil {
 		return nil, err
@@ -101,6 +107,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	}
 	if err := c.UsePrimary(c.opts.Primary); err != nil {
 		return err
+	}
+	if c.opts.Untouched {
+		if err := c.removePrograms(); err != nil {
+			return err
+		}
 	}
 	boot, bootCtx := errgroup.WithContext(ctx)
 	for _, n := range c.Nodes[:c.opts.Nodes] {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -37,10 +38,24 @@ func (c *Cluster) InstallLhstorage(ctx context.Context) error {
 	return nil
 }
 
+// pluginNames are the programs that a container runtime looks for on a node.
+var pluginNames = []string{"lhstorage", "lhstorage-ipam"}
+
+// removePrograms takes lhstorage's programs off the nodes.
+func (c *Cluster) removePrograms() error {
+	var faults []error
+	for _, n := range c.Nodes {
+		for _, name := range []string{"lhstorage", "lhstorage-ipam", "install-cni", "lhstorage-agent", "lhstoragectl"} {
+			faults = append(faults, n.Do(func() error { return os.Remove(filepath.Join(binDir, name)) }))
+		}
+	}
+	return errors.Join(faults...)
+}
+
 // ReplacePrograms puts lhstorage's programs into the node's CNI directory, each at
 // once in place of what is there.
 func (n *Node) ReplacePrograms() error {
-	for _, name := range []string{"lhstorage", "lhstorage-ipam"} {
+	for _, name := range pluginNames {
 		data, err := os.ReadFile(filepath.Join(n.cluster.own, name))
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -98,7 +99,11 @@ func (c *Cluster) launchAPIServer() (*Process, error) {
 	if c.api != nil && !c.api.ended() {
 		return nil, fmt.Errorf("start kube-apiserver: it runs already (pid %d)", c.api.PID())
 	}
-	api, err := c.launch("kube-apiserver", []string{
+	audit, err := c.auditFlags()
+	if err != nil {
+		return nil, err
+	}
+	api, err := c.launch("kube-apiserver", append([]string{
 		filepath.Join(c.programs.kubernetes, "kube-apiserver"),
 		"--etcd-servers=" + etcdURL,
 		"--advertise-address=" + APIAddress.String(),
@@ -117,9 +122,24 @@ func (c *Cluster) launchAPIServer() (*Process, error) {
 		"--service-cluster-ip-range=" + Services.String(),
 		"--allow-privileged=true",
 		"--shutdown-watch-termination-grace-period=1s", // else an orderly end waits a minute for watches
-	})
+	}, audit...))
 	c.api = api
 	return api, err
+}
+
+// AuditLog is the path of the API server's audit log: an event of audit.k8s.io/v1 in each line, of each request by a service account, when it is
+// answered (a watch: when it begins and when it ends). It is there with [Options.Audit] alone.
+func (c *Cluster) AuditLog() string { return filepath.Join(c.Dir, "audit.json") }
+
+const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+ "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}`
+
+func (c *Cluster) auditFlags() ([]string, error) {
+	if !c.opts.Audit {
+		return nil, nil
+	}
+	policy := filepath.Join(c.Dir, "audit-policy.json")
+	return []string{"--audit-policy-file=" + policy, "--audit-log-path=" + c.AuditLog()}, os.WriteFile(policy, []byte(auditPolicy), 0o644)
 }
 
 // StartControl starts another program of Kubernetes beside the API server:

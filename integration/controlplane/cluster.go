@@ -60,6 +60,9 @@ type Options struct {
 	// the nodes real ones: package cluster.
 	Bare bool
 
+	// Audit lets the API server log who asked for what: see [Cluster.AuditLog].
+	Audit bool
+
 	// UnsafeNoFsync lets etcd answer before its data are on disk. It makes every write
 	// faster, so a figure that was measured with it has to say so: see
 	// [Cluster.Conditions].
