@@ -292,13 +292,19 @@ func (b bed) again(t *testing.T, before Running) Running {
 // lost.
 func (b bed) talk(t *testing.T, from *Node, to netip.Addr) (stop func() (sent, lost int)) {
 	t.Helper()
+	return talkIn(t, from.Do, to)
+}
+
+// talkIn is the same from wherever in takes it.
+func talkIn(t *testing.T, in func(func() error) error, to netip.Addr) (stop func() (sent, lost int)) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var sent, lost int
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			var r probe.PingResult
-			err := from.Do(func() (err error) {
+			err := in(func() (err error) {
 				r, err = probe.Ping(t.Context(), probe.PingOptions{Target: to, Count: 50, Interval: 20 * time.Millisecond, Wait: 2 * time.Second})
 				return err
 			})
