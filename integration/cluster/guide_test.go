@@ -84,13 +84,11 @@ func (g *guide) done(t *testing.T) {
 	assert.Empty(t, g.steps, "%s: nobody walks these", g.heading)
 }
 
-// walk takes all steps of a section.
-func (b bed) walk(t *testing.T, heading string, steps ...string) {
+// installed takes what comes before each guide.
+func (b bed) installed(t *testing.T) {
 	t.Helper()
-	g := b.guide(t, heading)
-	for _, name := range steps {
-		g.take(t, name)
-	}
+	g := b.guide(t, "Before")
+	g.take(t, "install")
 	g.done(t)
 }
 
@@ -186,7 +184,7 @@ func TestMigrateFromTheSourceDesign(t *testing.T) {
 	before := b.storageDevices(t)
 
 	stops := []func() (int, int){b.talk(t, b.Nodes[0], pods[1].Storage), b.talk(t, b.Nodes[0], pods[0].Storage), talkIn(t, pods[0].In, pods[1].Storage)}
-	b.walk(t, "Before", "install")
+	b.installed(t)
 	g := b.guide(t, "The hand-written DaemonSet of the source design")
 	g.take(t, "network")
 	g.take(t, "wait")
@@ -225,7 +223,7 @@ func TestMigrateOnALAN(t *testing.T) {
 		heading, old, conf string
 		prepare            func(*testing.T, bed)
 	}{
-		{"Stock macvlan with Whereabouts", "storage-old", lanNAD, func(t *testing.T, b bed) { b.walk(t, "Before", "install") }},
+		{"Stock macvlan with Whereabouts", "storage-old", lanNAD, func(t *testing.T, b bed) { b.installed(t) }},
 		{"Harvester's bridge", "storagenetwork-old", bridgeNAD, makeBridges},
 	} {
 		if !t.Run(way.heading, func(t *testing.T) { b.move(t, way.heading, way.old, way.conf, way.prepare) }) {
