@@ -78,6 +78,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(newVersion(), newLab())
+	root.AddCommand(newPlan())
 	return root
 }
 

@@ -18,7 +18,7 @@ type Demand struct {
 	Disks   int  // disks of all nodes together
 	Images  int  // backing images that are uploaded or downloaded at the same time
 	V1, V2  bool // data engines
-	Upgrade bool // room for an upgrade of Longhorn, while which old and new managers run side by side
+	Upgrade bool // room for an upgrade of Longhorn, during which old and new managers run side by side
 	RWX     bool // volumes for many pods use this network, too
 	Shares  int  // with RWX: such volumes in use at the same time
 	Shims   bool // each node has a host shim, in a part of the range kept for nodes
