@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(newVersion(), newLab())
-	root.AddCommand(newPlan())
+	root.AddCommand(newPlan(), newConvert())
 	return root
 }
 

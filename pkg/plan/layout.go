@@ -122,3 +122,28 @@ func (l Layout) room() string {
 	}
 	return fmt.Sprintf("%d addresses for pods beside a /%d with %d for nodes", l.PodRoom, l.Hosts.Bits(), l.HostRoom)
 }
+
+// Room is how many addresses of a range can be had.
+func Room(whole netip.Prefix, exclude []netip.Prefix) int {
+	whole = whole.Masked()
+	return room(whole, whole, exclude)
+}
+
+// Top is the highest CIDR between first and last that holds n addresses, or fewer where more than a quarter would be lost to it: for a host range in a
+// network whose pods have the lower addresses already.
+func Top(first, last netip.Addr, n int) (netip.Prefix, bool) {
+	if !first.IsValid() || first.BitLen() != last.BitLen() || n < 1 {
+		return netip.Prefix{}, false
+	}
+	for length := first.BitLen() - bits.Len(uint(n)); length <= last.BitLen(); length++ {
+		p := netip.PrefixFrom(last, length).Masked()
+		if netipx.PrefixLastIP(p) != last {
+			p = netip.PrefixFrom(p.Addr().Prev(), length).Masked() // the one that last lies in isn't whole
+		}
+		// Three more of its size must lie below it.
+		if lower := netip.PrefixFrom(p.Addr(), max(0, length-2)).Masked(); p.IsValid() && !p.Addr().Less(first) && !lower.Addr().Less(first) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
