@@ -17,6 +17,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/place"
 )
 
 func with(p *netconf.Plan, change func(*netconf.Plan)) *netconf.Plan {
@@ -443,4 +444,46 @@ func TestWhoCannotBeTold(t *testing.T) {
 	require.ErrorContains(t, err, "set index in the node file")
 	assert.Empty(t, w.f.Log)
 	assert.NoDirExists(t, w.e.Node.RunDir)
+}
+
+// Pending names everything at once, and does nothing.
+func TestPending(t *testing.T) {
+	w := newWorld(t, host(), 2)
+	require.NoError(t, w.ensure(vxlan()))
+	_, changes, faults := w.e.Pending(context.Background(), vxlan())
+	assert.Empty(t, changes)
+	assert.Empty(t, faults)
+
+	link, err := w.f.Link(vx)
+	require.NoError(t, err)
+	require.NoError(t, w.f.DelFlood(link.Index, addrs("10.100.100.3")[0]))
+	w.f.Alter(vx, func(l *kernel.Link) { l.VXLAN.Learning, l.MTU = false, 1300 })
+	require.NoError(t, w.f.SetSysctl(kernel.ConfPath("ipv4", shim, "rp_filter"), "1"))
+	calls := len(w.f.Log)
+	state, changes, faults := w.e.Pending(context.Background(), vxlan())
+	assert.Empty(t, faults)
+	assert.Equal(t, vx, state.Parent.Name)
+	var steps []string
+	for _, c := range changes {
+		steps = append(steps, c.Step)
+	}
+	assert.Equal(t, []string{"parent.mtu", "parent.learning", "parent.flood.add", "shim.sysctl", "shim.mtu"}, steps)
+	assert.Len(t, w.f.Log, calls, "nothing is done")
+
+	w.f.Alter(vx, func(l *kernel.Link) { l.VXLAN.VNI = 7 })
+	w.f.Alter(shim, func(l *kernel.Link) { l.Macvlan.Mode = "private" })
+	_, changes, faults = w.e.Pending(context.Background(), vxlan())
+	assert.Equal(t, Change{"parent.recreate", "delete the childless parent vxlan-storage to make it again"}, changes[0])
+	require.Len(t, faults, 1, "the shim is looked at though the parent is amiss")
+	assert.ErrorContains(t, faults[0], "its mode is private")
+
+	w.e.Claim = func(context.Context, *netconf.Plan, place.Seen, place.Place) (place.Place, error) {
+		t.Error("the cluster is asked")
+		return place.Place{}, nil
+	}
+	require.NoError(t, os.RemoveAll(w.e.Node.StateDir))
+	_, changes, faults = w.e.Pending(context.Background(), vxlan())
+	assert.Empty(t, faults)
+	require.Len(t, changes, 1)
+	assert.Equal(t, StepClaim, changes[0].Step)
 }
