@@ -77,8 +77,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newVersion(), newLab())
-	root.AddCommand(newPlan(), newConvert())
+	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor())
 	return root
 }
 

@@ -28,11 +28,11 @@ var rank = map[Severity]int{Error: 0, Warning: 1, Info: 2}
 
 // Check is one thing that is looked for.
 type Check struct {
-	Code     string   // LHS and three digits
-	Severity Severity // of its findings
-	Title    string   // what is wrong, in a few words
-	Why      string   // what it does to volumes and nodes
-	Fix      string   // what to do, with the command
+	Code     string   `json:"code"`     // LHS and three digits
+	Severity Severity `json:"severity"` // of its findings
+	Title    string   `json:"title"`    // what is wrong, in a few words
+	Why      string   `json:"why"`      // what it does to volumes and nodes
+	Fix      string   `json:"fix"`      // what to do, with the command
 
 	look func(*view) []hit
 }

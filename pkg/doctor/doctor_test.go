@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -49,4 +50,10 @@ func TestEachBreakageIsFound(t *testing.T) {
 			assert.Equal(t, c.Severity == Error, Failed(found))
 		})
 	}
+}
+
+func TestDocumentIsFresh(t *testing.T) {
+	data, err := os.ReadFile("../../docs/doctor.md")
+	require.NoError(t, err)
+	assert.Equal(t, Markdown(), string(data), "run make generate")
 }

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
-	"golang.org/x/term"
 
 	"github.com/lhstorage/lhstorage/pkg/lab"
 	"github.com/lhstorage/lhstorage/pkg/lab/demo"
+	"github.com/lhstorage/lhstorage/pkg/terminal"
 )
 
 // View writes to W. Nothing depends on colour: each verdict is a word as well.
@@ -25,25 +24,15 @@ type View struct {
 
 // To makes a view on w, in colour if w is a terminal and NO_COLOR
 // (no-color.org) isn't set.
-func To(w io.Writer) View {
-	file, ok := w.(*os.File)
-	color := ok && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	return View{W: w, Color: color}
-}
+func To(w io.Writer) View { return View(terminal.To(w)) }
 
 var (
-	good   = text.Colors{text.FgGreen}
-	bad    = text.Colors{text.FgRed, text.Bold}
-	strong = text.Colors{text.Bold}
+	good   = terminal.Good
+	bad    = terminal.Bad
+	strong = terminal.Strong
 )
 
-func (v View) paint(c text.Colors, s string) string {
-	if !v.Color {
-		return s
-	}
-	// The library's own switch is global and looks at the process's streams.
-	return c.EscapeSeq() + s + text.Reset.EscapeSeq()
-}
+func (v View) paint(c text.Colors, s string) string { return terminal.Screen(v).Paint(c, s) }
 
 func (v View) verdict(ok bool) string {
 	if ok {
@@ -58,26 +47,10 @@ func (v View) title(format string, args ...any) {
 
 // table starts a table; right names the columns, from 1, that hold numbers.
 func (v View) table(right []int, header ...any) table.Writer {
-	t := table.NewWriter()
-	style := table.StyleLight
-	style.Options = table.OptionsNoBordersAndSeparators
-	style.Format.Header = text.FormatDefault
-	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
-	t.SetStyle(style)
-	t.AppendHeader(header)
-	var columns []table.ColumnConfig
-	for _, n := range right {
-		columns = append(columns, table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight})
-	}
-	t.SetColumnConfigs(columns)
-	return t
+	return terminal.Screen(v).Table(right, header...)
 }
 
-func (v View) render(t table.Writer) {
-	for line := range strings.SplitSeq(t.Render(), "\n") {
-		fmt.Fprintln(v.W, strings.TrimRight(line, " "))
-	}
-}
+func (v View) render(t table.Writer) { terminal.Screen(v).Render(t) }
 
 // Matrix writes one line per leg, and a summary.
 func (v View) Matrix(legs []lab.Leg) {
