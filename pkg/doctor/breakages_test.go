@@ -262,7 +262,6 @@ var breakages = map[string]func(*world){
 	"LHS140": func(w *world) { w.podDelete("lhnet1") },
 	"LHS141": func(w *world) { w.pod.Alter("lhnet1", func(l *kernel.Link) { l.Up = false }) },
 	"LHS142": func(w *world) {
-		w.rewrite(func(a *record.Attachment) { a.ISCSIDial = "" })
 		addrs, err := w.pod.Addrs()
 		require.NoError(w.t, err)
 		for _, a := range addrs {

@@ -10,7 +10,9 @@ package doctor
 import (
 	"cmp"
 	"slices"
+	"strings"
 
+	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
 )
 
@@ -37,8 +39,24 @@ type Check struct {
 	look func(*view) []hit
 }
 
-// hit is a place at which a check found something. An empty fix is the check's own.
-type hit struct{ where, what, fix string }
+// hit is a place at which a check found something. An empty fix is the check's own; what stands in it for a device is replaced by the
+// device's name where that is known.
+type hit struct {
+	where, what, fix string
+	parent, shim     string
+}
+
+// remedy is what to do, with the names of the devices that it is about.
+func (h hit) remedy(c Check) string {
+	fix := cmp.Or(h.fix, c.Fix)
+	if h.parent != "" {
+		fix = strings.ReplaceAll(fix, "PARENT", h.parent)
+	}
+	if h.shim != "" {
+		fix = strings.ReplaceAll(fix, netconf.DefaultShimName, h.shim)
+	}
+	return fix
+}
 
 // Finding is something that is wrong.
 type Finding struct {
@@ -72,7 +90,7 @@ func Diagnose(s *snapshot.Snapshot) []Finding {
 	var found []Finding
 	for _, c := range Checks() {
 		for _, h := range c.look(v) {
-			found = append(found, Finding{c.Code, c.Severity, c.Title, h.where, h.what, c.Why, cmp.Or(h.fix, c.Fix)})
+			found = append(found, Finding{c.Code, c.Severity, c.Title, h.where, h.what, c.Why, h.remedy(c)})
 		}
 	}
 	slices.SortStableFunc(found, func(a, b Finding) int { return cmp.Compare(rank[a.Severity], rank[b.Severity]) })

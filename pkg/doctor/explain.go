@@ -102,8 +102,7 @@ var symptoms = []symptom{
 	{said(`Restarting Pods`), byProgress, "progress: what was stopped is started again", "if it stays so: kubectl get events -A --field-selector type=Warning, and lhstoragectl doctor explain with what they say", ""},
 
 	// IPAM
-	{said(`Could not allocate IP in range: ip: .*range: \S+`), byIPAM, "no address is left in the range for this pod", "", "LHS020"},
-	{said(`Could not allocate IP in range`), byIPAM, "no address is left in the range for this pod", "", "LHS020"},
+	{said(`Could not allocate IP in range(: ip: .*range: \S+)?`), byIPAM, "no address is left in the range for this pod", "", "LHS020"},
 	{said(`net mask is too short, subnet \S+ has no usable IP addresses`), byIPAM, "the range is a /31, /32, /127 or /128", "use a larger range", "LHS003"},
 	{said(`could not parse exclude range`), byIPAM, "exclude has something that isn't an address or a CIDR", "", "LHS003"},
 	{said(`invalid range start for CIDR`), byIPAM, "the first address of the range isn't in the network of the last one", "", "LHS003"},

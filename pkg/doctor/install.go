@@ -3,7 +3,6 @@ package doctor
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/netconf"
@@ -100,17 +99,12 @@ func (v *view) unrecordedPools() []hit {
 
 // pending finds what isn't as it must be, by the names of the steps that would mend it.
 func (v *view) pending(steps ...string) []hit {
-	return v.pendingWith("", steps...)
-}
-
-// pendingWith finds steps whose text says something.
-func (v *view) pendingWith(text string, steps ...string) []hit {
 	return each(v.local.Networks, func(n snapshot.LocalNetwork) []hit {
 		return each(n.Pending, func(c node.Change) []hit {
-			if !slices.Contains(steps, c.Step) || !strings.Contains(c.Text, text) {
+			if !slices.Contains(steps, c.Step) {
 				return nil
 			}
-			return one(v.here(), "network %s: it must yet %s", n.Ref(), c.Text)
+			return on(n.Plan, one(v.here(), "network %s: it must yet %s", n.Ref(), c.Text))
 		})
 	})
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -198,6 +199,12 @@ func unlike(n agent.Network, own, address string) string {
 		return ""
 	}
 	return fmt.Sprintf("its storageIP is %s, and the interface of its instance manager on %s has %s", address, n.Ref(), own)
+}
+
+// StorageIPFault says what is wrong with the storage address of an engine or replica; empty: it is on the network and its instance
+// manager's own (own; empty: that isn't known).
+func StorageIPFault(n agent.Network, own, address string) string {
+	return cmp.Or(outside(n, own, address), unlike(n, own, address))
 }
 
 func (v *view) storageIPs(fault storageIPFault) []hit {

@@ -149,7 +149,7 @@ func (v *view) faulty(is func(snapshot.Fault) bool) []hit {
 			if !is(f) {
 				return nil
 			}
-			return one(v.here(), "network %s: %s", n.Ref(), f.Text)
+			return on(n.Plan, one(v.here(), "network %s: %s", n.Ref(), f.Text))
 		})
 	})
 }
@@ -166,7 +166,7 @@ func (v *view) parentsHere(of func(n snapshot.LocalNetwork, link kernel.Link) st
 		}
 		seen[link.Name] = true
 		if text := of(n, link); text != "" {
-			return one(v.here()+", parent "+link.Name, "%s", text)
+			return on(n.Plan, one(v.here()+", parent "+link.Name, "%s", text))
 		}
 		return nil
 	})

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
@@ -150,16 +151,21 @@ func (v *view) attachedHere(of func(snapshot.Attachment) string) []hit {
 
 func (v *view) lostAddresses() []hit {
 	return v.attachedHere(func(a snapshot.Attachment) string {
-		if a.Link == nil {
-			return ""
-		}
-		for _, p := range a.Addresses {
-			if !slices.Contains(a.Addrs, p.Addr()) {
-				return p.Addr().String() + " isn't on " + a.IfName
-			}
+		if addr, lost := lost(a); lost {
+			return addr.String() + " isn't on " + a.IfName
 		}
 		return ""
 	})
+}
+
+// lost is an address that the pod was given and doesn't have.
+func lost(a snapshot.Attachment) (netip.Addr, bool) {
+	for _, p := range a.Addresses {
+		if a.Link != nil && !slices.Contains(a.Addrs, p.Addr()) {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 func (v *view) smallerChildren() []hit {
@@ -174,7 +180,7 @@ func (v *view) smallerChildren() []hit {
 
 func (v *view) otherDial() []hit {
 	return v.attachedHere(func(a snapshot.Attachment) string {
-		if a.Link == nil || a.ISCSIDial == "" || !a.Dial.IsValid() || a.Dial.String() == a.ISCSIDial {
+		if _, lost := lost(a); lost || a.Link == nil || a.ISCSIDial == "" || !a.Dial.IsValid() || a.Dial.String() == a.ISCSIDial {
 			return ""
 		}
 		return "it dialled " + a.ISCSIDial + " then, and dials " + a.Dial.String() + " of " + a.By + " now"

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/agent"
+	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
 )
 
@@ -133,3 +134,14 @@ func few(names []string) string {
 }
 
 func networkAt(n agent.Network) string { return "network " + n.Ref() }
+
+// on adds the names of a network's devices to hits.
+func on(p *netconf.Plan, hits []hit) []hit {
+	for i := range hits {
+		hits[i].parent = p.Parent.Name
+		if p.HostShim != nil {
+			hits[i].shim = p.HostShim.Name
+		}
+	}
+	return hits
+}
