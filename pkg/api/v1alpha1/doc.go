@@ -1,6 +1,6 @@
 // Package v1alpha1 holds the objects that lhstorage keeps in a cluster.
 //
-// All are cluster-scoped, and none is made by people. HostShim and AddressClaim are locks: the
+// All are cluster-scoped, and none but Verification is made by people. HostShim and AddressClaim are locks: the
 // API server gives a name to one object only, so whoever creates it has what it stands for.
 //
 // The deepcopy functions and the manifests in deploy/crds are generated: `make generate`.
@@ -28,6 +28,8 @@ const (
 	AddressClaimResource = "addressclaims"
 	ProbeReportKind      = "ProbeReport"
 	ProbeReportResource  = "probereports"
+	VerificationKind     = "Verification"
+	VerificationResource = "verifications"
 )
 
 // Labels by which objects are selected. Values that are no legal label values are
