@@ -77,7 +77,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus())
+	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus(), newVerify())
 	return root
 }
 

@@ -129,7 +129,7 @@ func (a *Agent) everywhere() []part {
 		{"status", a.writeStatus},
 	}
 	if a.node.Kubeconfig != "" {
-		parts = append(parts, part{"releases", a.replay}, part{"token", a.renewToken})
+		parts = append(parts, part{"releases", a.replay}, part{"token", a.renewToken}, part{"verifications", a.answerVerifications})
 	}
 	return append(parts, a.host.parts()...)
 }

@@ -148,5 +148,6 @@ func (r *run) greet(w http.ResponseWriter, request *http.Request) {
 		http.NotFound(w, request)
 		return
 	}
-	_, _ = io.WriteString(w, greeting(r.Node, client.Addr().Unmap()))
+	w.Header().Set("Content-Type", "text/plain")
+	_, _ = io.WriteString(w, greeting(r.Node, client.Addr().Unmap())) //nolint:gosec // G705: a node's name and a parsed address, as plain text
 }

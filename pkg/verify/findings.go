@@ -224,7 +224,7 @@ func (j *judge) isExplained(from string, l v1alpha1.VerifiedLeg) bool {
 func (j *judge) legs() {
 	j.mtus()
 	j.each(func(from string, l v1alpha1.VerifiedLeg) {
-		f := Finding{Node: from, Peer: l.Node, Leg: l.Kind, Address: string(l.Address)}
+		f := about(from, l)
 		if l.Small.Lost > 0 && !j.isExplained(from, l) {
 			f.Kind = PacketLoss
 			f.Text = fmt.Sprintf("%s: %d of %d packets lost%s%s", describe(from, l), l.Small.Lost, l.Small.Sent, by(l.Device), said(l.Small))
@@ -243,6 +243,15 @@ func (j *judge) legs() {
 		}
 		j.device(from, l, f)
 	})
+}
+
+// about names a leg.
+func about(from string, l v1alpha1.VerifiedLeg) Finding {
+	f := Finding{Node: from, Peer: l.Node, Leg: l.Kind, Address: string(l.Address)}
+	if f.Peer == from {
+		f.Peer = ""
+	}
+	return f
 }
 
 // device finds hosts that send to the storage network by another device than the shim.
@@ -291,7 +300,7 @@ func (j *judge) full(told map[why]bool, from string, l v1alpha1.VerifiedLeg) {
 	if l.Full == nil || l.Small.Lost > 0 || told[w] || j.isExplained(from, l) {
 		return
 	}
-	f := Finding{Node: from, Peer: l.Node, Leg: l.Kind, Address: string(l.Address)}
+	f := about(from, l)
 	switch {
 	case l.Full.Lost > 0:
 		told[w] = true
@@ -313,7 +322,7 @@ func (j *judge) full(told map[why]bool, from string, l v1alpha1.VerifiedLeg) {
 func (j *judge) smaller(from string, l v1alpha1.VerifiedLeg) string {
 	for _, a := range j.answer[from].Networks {
 		for _, b := range j.answer[l.Node].Networks {
-			if a.Name == b.Name && a.Name == l.Network && b.ParentMTU > 0 && b.ParentMTU < a.ParentMTU {
+			if a.Name == l.Network && b.Name == l.Network && b.ParentMTU > 0 && b.ParentMTU < a.ParentMTU {
 				return fmt.Sprintf("; %s has MTU %d on %s and %d on %s", a.Parent, a.ParentMTU, from, b.ParentMTU, l.Node)
 			}
 		}

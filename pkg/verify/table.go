@@ -30,7 +30,7 @@ func (r Result) Write(w io.Writer) {
 // where names nodes and leg.
 func (f Finding) where() string {
 	text := f.Node
-	if f.Peer != "" && f.Peer != f.Node {
+	if f.Peer != "" {
 		text += " → " + f.Peer
 	}
 	if f.Leg != "" {

@@ -178,7 +178,7 @@ var cases = []struct {
 				in.Answers[0].Status.Legs[i].TCP[0].Result = v1alpha1.PortSilent
 			}
 		}
-	}, []string{"fault port-silent node1 node1 host-local"}, false},
+	}, []string{"fault port-silent node1  host-local"}, false},
 	{"HTTP fails", func(in *verify.Input) {
 		for i, l := range in.Answers[0].Status.Legs {
 			if l.Kind == v1alpha1.WayPodRemote && l.Node == "node2" {
