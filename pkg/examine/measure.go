@@ -168,7 +168,7 @@ func (r *run) fragments(before error) (n int64, err error) {
 	err = r.Host(func() error {
 		for _, file := range []string{"snmp", "snmp6"} {
 			content, err := os.ReadFile("/proc/thread-self/net/" + file) //nolint:gosec // G304: one of two
-			if err != nil && file == "snmp" { // a host without IPv6 has no other
+			if err != nil && file == "snmp" {                            // a host without IPv6 has no other
 				return fmt.Errorf("read how many fragments the host makes: %w", err)
 			}
 			n += FragmentsIn(string(content))
