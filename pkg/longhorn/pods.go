@@ -1,0 +1,238 @@
+package longhorn
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+)
+
+// touchEvery is how often Longhorn's setting is touched while pods are wrong: after three tries within a blink longhorn-manager
+// looks again only hourly, or when the object changes.
+const touchEvery = 15 * time.Second
+
+// annotationTouched is what is changed then.
+const annotationTouched = "lhstorage.io/touched"
+
+// waitPods waits until each pod of the data plane is as it must be.
+func (s *Switch) waitPods(ctx context.Context) error {
+	wanted := s.journal.Wanted()
+	shape := read(wanted.Name, wanted.Config)
+	touched := time.Now()
+	return s.wait(ctx, s.Timeouts.Pods, "Longhorn's pods are on "+wanted.words(), func(ctx context.Context) ([]string, error) {
+		open, err := s.openPods(ctx, wanted.Ref, shape)
+		if err == nil && len(open) > 0 && time.Since(touched) > min(touchEvery, 5*s.Timeouts.Poll) {
+			touched = time.Now()
+			err = s.touch(ctx)
+		}
+		return open, err
+	})
+}
+
+// openPods says which pods aren't as they must be, with the last warning about each.
+func (s *Switch) openPods(ctx context.Context, ref Ref, shape shape) ([]string, error) {
+	pods, err := s.dataPods(ctx)
+	if err != nil {
+		return nil, err
+	}
+	managers, _, err := list[manager](ctx, s.Cluster, s.longhorn("instancemanagers"))
+	if err != nil {
+		return nil, err
+	}
+	nodes, _, err := list[longhornNode](ctx, s.Cluster, s.longhorn("nodes"))
+	if err != nil {
+		return nil, err
+	}
+	open := append(unwell(ref, shape, pods, managers), withoutPod(nodes, pods)...)
+	if len(open) == 0 {
+		return nil, nil
+	}
+	warnings, err := s.warnings(ctx, pods)
+	return append(open, warnings...), err
+}
+
+// unwell says what is wrong with pods for a network, and which instance managers don't run.
+func unwell(ref Ref, shape shape, pods []corev1.Pod, managers []manager) (texts []string) {
+	for i := range pods {
+		if text := wrong(ref, shape, &pods[i]); text != "" {
+			texts = append(texts, fmt.Sprintf("pod %s on %s %s", pods[i].Name, pods[i].Spec.NodeName, text))
+		}
+	}
+	for _, m := range managers {
+		if m.DeletionTimestamp == nil && m.Status.State != "running" {
+			texts = append(texts, fmt.Sprintf("instance manager %s is %q", m.Name, m.Status.State))
+		}
+	}
+	return texts
+}
+
+// wrong says what is wrong with a pod; empty: nothing.
+func wrong(ref Ref, shape shape, pod *corev1.Pod) string {
+	if asked := pod.Annotations[annotationNetworks]; !ref.asks(asked) {
+		if ref.None() {
+			return "still asks for " + asked + ": Longhorn hasn't made it anew yet"
+		}
+		return fmt.Sprintf("doesn't ask for %s yet: Longhorn hasn't made it anew", ref)
+	}
+	if !ref.None() {
+		addr, err := ref.storageAddress(pod.Annotations[annotationStatus])
+		switch {
+		case err != nil && !podReady(pod):
+			return "isn't Ready: " + string(pod.Status.Phase)
+		case err != nil:
+			return fmt.Sprintf("runs without the network: %v; delete the pod, it is made anew", err)
+		case !shape.holds(addr):
+			return fmt.Sprintf("has the address %s, which isn't one of %s for pods: which network is that?", addr, shape.rangesText())
+		}
+	}
+	if !podReady(pod) {
+		return "isn't Ready: " + string(pod.Status.Phase)
+	}
+	return ""
+}
+
+// withoutPod says which ready nodes have no instance manager.
+func withoutPod(nodes []longhornNode, pods []corev1.Pod) (texts []string) {
+	for _, n := range nodes {
+		ready := slices.ContainsFunc(n.Status.Conditions, func(c condition) bool { return c.Type == "Ready" && c.Status == "True" })
+		has := slices.ContainsFunc(pods, func(p corev1.Pod) bool {
+			return p.Labels[labelComponent] == componentInstance && cmp.Or(p.Labels[labelNode], p.Spec.NodeName) == n.Name
+		})
+		if ready && !has {
+			texts = append(texts, fmt.Sprintf("node %s has no instance manager yet", n.Name))
+		}
+	}
+	return texts
+}
+
+// warnings are the last that were said about pods that aren't Ready: why a sandbox can't be made, for example.
+func (s *Switch) warnings(ctx context.Context, pods []corev1.Pod) (texts []string, err error) {
+	events, _, err := list[corev1.Event](ctx, s.Cluster, kubeapi.Resource{Version: "v1", Plural: "events", Namespace: s.Namespace})
+	for i := range pods {
+		if podReady(&pods[i]) {
+			continue
+		}
+		var last corev1.Event
+		for _, e := range events {
+			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == pods[i].UID && !e.LastTimestamp.Before(&last.LastTimestamp) {
+				last = e
+			}
+		}
+		if last.Message != "" {
+			texts = append(texts, fmt.Sprintf("pod %s: %s: %s", pods[i].Name, last.Reason, strings.TrimSpace(last.Message)))
+		}
+	}
+	return texts, err
+}
+
+// touch makes longhorn-manager look at its setting again.
+func (c *Cluster) touch(ctx context.Context) error {
+	now, err := c.setting(ctx, settingNetwork)
+	if err != nil || now == nil {
+		return err
+	}
+	at := time.Now().UTC().Format(time.RFC3339Nano)
+	op := kubeapi.Add("/metadata/annotations/"+kubeapi.Escape(annotationTouched), at)
+	if now.Annotations == nil {
+		op = kubeapi.Add("/metadata/annotations", map[string]string{annotationTouched: at})
+	}
+	if err := c.API.Patch(ctx, c.longhorn("settings"), settingNetwork, []kubeapi.Op{op}, nil); err != nil {
+		return fmt.Errorf("make longhorn-manager look at its setting again: %w", err)
+	}
+	return nil
+}
+
+// unattached says which of the volumes that were in use aren't any more.
+func unattached(wanted []string, volumes []volume) (texts []string) {
+	for _, v := range volumes {
+		if slices.Contains(wanted, v.Name) && v.Status.State != "attached" {
+			texts = append(texts, fmt.Sprintf("volume %s is %s: what used it may still be starting (`kubectl get pods -A`)", v.Name, cmp.Or(v.Status.State, "unknown")))
+		}
+	}
+	return texts
+}
+
+// misplacedOf says which engines and replicas use another network than they should. That they have an address proves nothing: for
+// a pod without the network Longhorn takes the pod's own.
+func misplacedOf(instances []instance, ref Ref, shape shape) (texts []string) {
+	for _, i := range instances {
+		if i.Status.State != "running" || ref.None() {
+			continue
+		}
+		addr, err := netip.ParseAddr(i.Status.StorageIP)
+		if err != nil || !shape.holds(addr) {
+			texts = append(texts, fmt.Sprintf("%s of volume %s uses the address %q, which isn't one of %s for pods: its pod started without %s", i.Name, i.Spec.Volume, i.Status.StorageIP, cmp.Or(shape.rangesText(), ref.String()), storageInterface))
+		}
+	}
+	return texts
+}
+
+// Reports is a Verifier that believes what pods and agents report: addresses in range on each pod, no two alike, and no leg that
+// lost packets in a recent ProbeReport.
+type Reports struct{ *Cluster }
+
+// Verify implements Verifier.
+func (r Reports) Verify(ctx context.Context, network Network) error {
+	pods, err := r.dataPods(ctx)
+	if err != nil {
+		return err
+	}
+	shape := read(network.Name, network.Config)
+	open := append(unwell(network.Ref, shape, pods, nil), twice(network.Ref, pods)...)
+	measured, err := r.measured(ctx)
+	if err != nil {
+		return err
+	}
+	found := &report{}
+	(&observed{reports: measured}).judgeLegs(found, shape, r.API.Now())
+	for _, f := range found.findings {
+		open = append(open, f.Text)
+	}
+	if len(open) > 0 {
+		return fmt.Errorf("%s", strings.Join(open, "\n  - "))
+	}
+	return nil
+}
+
+// measured are the reports without legs to pods that are gone: Longhorn has just made its pods anew.
+func (r Reports) measured(ctx context.Context) ([]v1alpha1.ProbeReport, error) {
+	measured, _, err := list[v1alpha1.ProbeReport](ctx, r.Cluster, reports)
+	if err != nil || len(measured) == 0 {
+		return nil, err
+	}
+	pods, _, err := list[metav1.PartialObjectMetadata](ctx, r.Cluster, allPods)
+	there := map[string]bool{"": true}
+	for _, p := range pods {
+		there[p.Namespace+"/"+p.Name] = true
+	}
+	for i := range measured {
+		legs := &measured[i].Status.Legs
+		*legs = slices.DeleteFunc(*legs, func(l v1alpha1.ProbeLeg) bool { return !there[l.Pod] || !there[l.From] })
+	}
+	return measured, err
+}
+
+// twice says which address two pods have.
+func twice(ref Ref, pods []corev1.Pod) (texts []string) {
+	seen := map[netip.Addr]string{}
+	for _, p := range pods {
+		addr, err := ref.storageAddress(p.Annotations[annotationStatus])
+		if err != nil {
+			continue
+		}
+		if other, ok := seen[addr]; ok {
+			texts = append(texts, fmt.Sprintf("pods %s and %s both have the address %s: delete one of them", other, p.Name, addr))
+		}
+		seen[addr] = p.Name
+	}
+	return texts
+}
