@@ -35,9 +35,6 @@ var longhornGroup = schema.GroupVersion{Group: "longhorn.io", Version: "v1beta2"
 type double struct {
 	*world
 
-	// Deaf lets it miss changes of the setting's value until the object is touched.
-	deaf bool
-
 	mu      sync.Mutex
 	faulted []string // ever
 	seen    string   // value of the setting that it goes by
@@ -73,7 +70,7 @@ func (d *double) beat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if value != d.seen && (!d.deaf || touched != d.touched) {
+	if value != d.seen && (!d.is().deaf || touched != d.touched) {
 		if err := d.change(ctx, setting, volumes.Items); err != nil {
 			return err
 		}
@@ -168,14 +165,15 @@ func (d *double) startPod(ctx context.Context, pod *corev1.Pod) error {
 		if err != nil {
 			return d.complain(ctx, pod, err)
 		}
-		if d.address != "" {
-			address = d.address
+		odd := d.is()
+		if odd.address != "" {
+			address = odd.address
 		}
 		status, _ := json.Marshal([]controlplane.NetworkStatus{
 			{Name: "cbr0", Interface: "eth0", IPs: []string{"10.42.0.9"}, Default: true},
 			{Name: d.seen, Interface: "lhnet1", IPs: []string{address}},
 		})
-		if d.noStatus {
+		if odd.noStatus {
 			status = []byte(`[{"name": "cbr0", "interface": "eth0", "ips": ["10.42.0.9"], "default": true}]`)
 		}
 		pod.Annotations[controlplane.NetworkStatusAnnotation] = string(status)

@@ -114,9 +114,8 @@ func owner(apiVersion, kind, name string) func(*corev1.Pod) {
 
 var wrongs = []broken{
 	{code: longhorn.NoLonghorn, says: "-n", wrong: func(_ *testing.T, w *world, _ *longhorn.Request) func() {
-		ns := w.ns
-		w.ns = "nowhere"
-		return func() { w.ns = ns }
+		w.looksIn = "nowhere"
+		return func() { w.looksIn = w.ns }
 	}},
 	{code: longhorn.JournalOpen, says: "lhstoragectl resume", wrong: func(t *testing.T, w *world, req *longhorn.Request) func() {
 		require.Error(t, w.workflow(t).Run(w.dieAfter(t, 1), *req))
@@ -141,7 +140,7 @@ var wrongs = []broken{
 			require.NoError(t, w.Dynamic.Resource(controlplane.NetworkAttachments).Namespace(w.ns).Delete(t.Context(), "storage", metav1.DeleteOptions{}))
 		}
 	}},
-	{code: longhorn.RangeTooSmall, says: "6 addresses for pods, and Longhorn needs 8", wrong: asks(func(r *longhorn.Request) {
+	{code: longhorn.RangeTooSmall, says: "7 addresses for pods, and Longhorn needs 8", wrong: asks(func(r *longhorn.Request) {
 		r.Config = strings.NewReplacer("10.100.1.0/24", "10.100.1.0/28", "10.100.1.0/28", "10.100.1.8/29").Replace(r.Config)
 	})},
 	{code: longhorn.NodeNotReady, says: "node2", wrong: field("nodes", "node2", []any{map[string]any{"type": "Ready", "status": "False", "message": "kubelet is away"}}, "status", "conditions")},
@@ -264,7 +263,6 @@ func TestRefusals(t *testing.T) {
 		covered[c.code] = true
 		t.Run(string(c.code)+" "+c.says, func(t *testing.T) {
 			req := w.request()
-			ns := w.ns
 			mend := c.wrong(t, w, &req)
 			w.dieAfter(t, 0)
 			_, findings, err := w.workflow(t).Plan(t.Context(), req)
@@ -286,7 +284,6 @@ func TestRefusals(t *testing.T) {
 			}
 			assert.Empty(t, w.writes.log, "nothing is written")
 			mend()
-			w.ns = ns
 			if c.code != longhorn.NoMultus {
 				assert.Equal(t, before, w.state(t))
 			}

@@ -129,26 +129,26 @@ func networkGone(t *testing.T, b *bed) {
 func wrongAddress(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
 	for address, says := range map[string]string{"10.200.0.1": "the address 10.200.0.1, which isn't one of 10.100.1.0/24", "10.100.1.5": "10.100.1.5"} { // the second is kept for nodes
-		w.address = address
+		w.become(odd{address: address})
 		s := w.workflow(t)
 		s.Timeouts.Pods = time.Second
 		text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepPods)
 		assert.Contains(t, text, says)
 		require.NoError(t, w.workflow(t).Rollback(t.Context()))
 	}
-	w.address = ""
+	w.become(odd{})
 	require.NoError(t, w.workflow(t).Run(t.Context(), w.request()), "a finished journal is in nobody's way")
 	w.enabled(t)
 }
 
 func notAttached(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
-	w.noStatus = true
+	w.become(odd{noStatus: true})
 	s := w.workflow(t)
 	s.Timeouts.Pods = time.Second
 	text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepPods)
 	assert.Contains(t, text, "pod instance-manager-node1 on node1 runs without the network")
-	w.noStatus = false
+	w.become(odd{})
 	for _, node := range nodes { // what the text says
 		require.NoError(t, w.DeletePod(t.Context(), w.ns, "instance-manager-"+node))
 	}
@@ -158,7 +158,7 @@ func notAttached(t *testing.T, b *bed) {
 
 func asleep(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
-	w.double.deaf = true
+	w.become(odd{deaf: true})
 	require.NoError(t, w.workflow(t).Run(t.Context(), w.request()))
 	w.enabled(t)
 }

@@ -23,7 +23,6 @@ func TestWorkflow(t *testing.T) {
 	t.Run("there and back", func(t *testing.T) { thereAndBack(t, b) })
 	t.Run("crash anywhere, go on", func(t *testing.T) { crashAndResume(t, b) })
 	t.Run("crash anywhere, go back", func(t *testing.T) { crashAndRollBack(t, b) })
-	t.Run("crash on the way back, go on", func(t *testing.T) { crashBack(t, b) })
 }
 
 func thereAndBack(t *testing.T, b *bed) {
@@ -57,65 +56,62 @@ func (w *world) enabled(t *testing.T) {
 	assert.Contains(t, state, "faulted: []")
 }
 
-// crashes calls try with each number of writes after which a run can die, until one got through; it must have died at each step.
-func crashes(t *testing.T, want []longhorn.Step, try func(n int) error) {
-	var seen []longhorn.Step
-	for n := 1; n < 100; n++ {
-		err := try(n)
-		if err == nil {
-			for _, step := range want {
-				assert.Contains(t, seen, step, "no run died at this step")
-			}
-			t.Logf("died after each of %d writes, at %v", n-1, slices.Compact(seen))
-			return
-		}
-		stopped, ok := errors.AsType[*longhorn.StoppedError](err)
-		require.True(t, ok, "%v", err)
-		seen = append(seen, stopped.Step)
-	}
-	t.Fatal("it never gets through")
+// deaths are the steps at which runs died that were killed after their first write, their second, and so on.
+type deaths struct {
+	at      []longhorn.Step
+	through bool // one got to its end
 }
 
+// note takes in how the next run ended, and says whether it died.
+func (d *deaths) note(t *testing.T, err error) bool {
+	if err == nil {
+		d.through = true
+		return false
+	}
+	stopped, ok := errors.AsType[*longhorn.StoppedError](err)
+	require.True(t, ok, "%v", err)
+	d.at = append(d.at, stopped.Step)
+	return true
+}
+
+// check fails unless runs died at each of the steps.
+func (d *deaths) check(t *testing.T, want []longhorn.Step) {
+	for _, step := range want {
+		assert.Contains(t, d.at, step, "no run died at this step")
+	}
+	t.Logf("died after each of %d writes, at %v", len(d.at), slices.Compact(d.at))
+}
+
+// crashAndResume kills runs, there and back, and lets others go on.
 func crashAndResume(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
 	before := w.state(t)
-	crashes(t, steps, func(n int) error {
-		died := w.workflow(t).Run(w.dieAfter(t, n), w.request())
-		if died != nil {
+	var there, back deaths
+	for n := 1; !there.through || !back.through; n++ {
+		if there.note(t, w.workflow(t).Run(w.dieAfter(t, n), w.request())) {
 			require.NoError(t, w.workflow(t).Resume(t.Context()), "after write %d", n)
 		}
 		w.enabled(t)
-		require.NoError(t, w.workflow(t).Rollback(t.Context()))
+		if back.note(t, w.workflow(t).Rollback(w.dieAfter(t, n))) {
+			require.NoError(t, w.workflow(t).Resume(t.Context()), "back, after write %d", n)
+		}
 		w.waitHealthy(t, "")
-		require.Equal(t, before, w.state(t))
-		return died
-	})
+		require.Equal(t, before, w.state(t), "back, after write %d", n)
+	}
+	there.check(t, steps)
+	back.check(t, slices.DeleteFunc(slices.Clone(steps), func(s longhorn.Step) bool { return s == longhorn.StepNodes || s == longhorn.StepVerify }))
 }
 
+// crashAndRollBack kills runs, and lets others go back.
 func crashAndRollBack(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
 	before := w.state(t)
-	crashes(t, steps, func(n int) error {
-		died := w.workflow(t).Run(w.dieAfter(t, n), w.request())
+	var there deaths
+	for n := 1; !there.through; n++ {
+		there.note(t, w.workflow(t).Run(w.dieAfter(t, n), w.request()))
 		require.NoError(t, w.workflow(t).Rollback(t.Context()), "after write %d", n)
 		w.waitHealthy(t, "")
 		require.Equal(t, before, w.state(t), "after write %d", n)
-		return died
-	})
-}
-
-func crashBack(t *testing.T, b *bed) {
-	w := b.newWorld(t, "")
-	before := w.state(t)
-	want := slices.DeleteFunc(slices.Clone(steps), func(s longhorn.Step) bool { return s == longhorn.StepNodes || s == longhorn.StepVerify })
-	crashes(t, want, func(n int) error {
-		require.NoError(t, w.workflow(t).Run(t.Context(), w.request()))
-		died := w.workflow(t).Rollback(w.dieAfter(t, n))
-		if died != nil {
-			require.NoError(t, w.workflow(t).Resume(t.Context()), "after write %d", n)
-		}
-		w.waitHealthy(t, "")
-		require.Equal(t, before, w.state(t), "after write %d", n)
-		return died
-	})
+	}
+	there.check(t, steps)
 }

@@ -103,10 +103,30 @@ type world struct {
 	api     *kubeapi.Client
 	writes  *counter
 
+	looksIn string // the namespace that workflows look for Longhorn in
+
+	mu    sync.Mutex
+	holds map[string]bool // workloads whose volume stays attached
+	odd   odd
+}
+
+// odd is what of the double isn't as it should be.
+type odd struct {
 	address  string // that pods get instead of a right one
 	noStatus bool   // Multus writes no entry for the network
-	mu       sync.Mutex
-	holds    map[string]bool // workloads whose volume stays attached
+	deaf     bool   // changes of the setting's value are missed until the object is touched
+}
+
+func (w *world) become(o odd) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.odd = o
+}
+
+func (w *world) is() odd {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.odd
 }
 
 // workload is one that uses a volume; it has the name of its claim.
@@ -137,7 +157,7 @@ func (w *world) held(name string) bool {
 func (b *bed) newWorld(t *testing.T, value string) *world {
 	b.count++
 	w := &world{bed: b, ns: fmt.Sprintf("longhorn-%d", b.count), app: fmt.Sprintf("app-%d", b.count), holds: map[string]bool{}}
-	w.double = &double{world: w, seen: value}
+	w.double, w.looksIn = &double{world: w, seen: value}, w.ns
 	for _, ns := range []string{w.ns, w.app} {
 		require.NoError(t, b.CreateNamespace(t.Context(), ns))
 	}
@@ -350,7 +370,7 @@ func (w *world) waitHealthy(t *testing.T, value string) {
 // workflow is a process that does something with this world.
 func (w *world) workflow(t *testing.T) *longhorn.Switch {
 	return &longhorn.Switch{
-		Cluster:  &longhorn.Cluster{API: w.api, Namespace: w.ns},
+		Cluster:  &longhorn.Cluster{API: w.api, Namespace: w.looksIn},
 		Timeouts: longhorn.Timeouts{Poll: beat, Nodes: 5 * time.Second, Detach: 5 * time.Second, Pods: 5 * time.Second, Verify: 5 * time.Second, Settle: 5 * time.Second},
 		Progress: func(line string) { t.Log(line) },
 	}

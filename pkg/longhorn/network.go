@@ -138,6 +138,9 @@ func read(name, config string) shape {
 			main, chained = p, i > 0
 		}
 	}
+	if main == nil || plugins[0] == nil {
+		return shape{Faults: []string{"the configuration isn't a JSON object: it is null, or its first plugin is"}}
+	}
 	for _, key := range []string{"name", "cniVersion"} { // of the list, as the runtime hands them down
 		if value, ok := whole[key]; ok {
 			main[key] = value

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"go4.org/netipx"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
@@ -248,18 +249,22 @@ func (o *observed) needed() (float64, string) {
 
 // room is how many addresses pods can get.
 func (s shape) room() float64 {
-	total := 0.0
+	var free netipx.IPSetBuilder
 	for _, p := range s.Ranges {
-		n := size(p) - 2 // network and broadcast address
-		for _, part := range slices.Concat(s.Hosts, s.Excluded) {
-			switch {
-			case p.Contains(part.Addr()) && part.Bits() >= p.Bits():
-				n -= size(part)
-			case part.Contains(p.Addr()):
-				n = 0
-			}
-		}
-		total += math.Max(n, 0)
+		free.AddPrefix(p)
+		free.Remove(p.Masked().Addr())
+		free.Remove(netipx.PrefixLastIP(p))
+	}
+	for _, p := range slices.Concat(s.Hosts, s.Excluded) {
+		free.RemovePrefix(p)
+	}
+	set, err := free.IPSet()
+	if err != nil {
+		return 0
+	}
+	total := 0.0
+	for _, p := range set.Prefixes() {
+		total += size(p)
 	}
 	return total
 }
