@@ -30,7 +30,7 @@ func TestSteps(t *testing.T) {
 		back := j.Turned()
 		require.Equal(t, Forward, j.Direction, "the journal itself is as it was")
 		require.Equal(t, back.Steps(), back.Left(), "the way back is gone as a whole")
-		require.Equal(t, j.Old, back.Wanted())
+		require.Equal(t, back.Wanted(), j.Old)
 		require.Contains(t, back.Left(), StepStart, "what was stopped is started on any way")
 		require.Equal(t, j.Switched, slices.Contains(back.Left(), StepSetting), "the setting is changed back if it may have been changed")
 		if j.Switched {
