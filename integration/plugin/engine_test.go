@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -23,6 +24,18 @@ type engine interface {
 	find(t *testing.T, at netip.Addr) (string, error)   // asks the target, from the host; what the tool said
 	attach(t *testing.T, at netip.Addr) (device string) // until its block device is there
 	detach(t *testing.T, at netip.Addr)
+}
+
+// usable says that a block device is there to be used: its node is made before it can
+// be opened, and its size is zero until the target has been asked.
+func usable(device string) bool {
+	f, err := os.Open(device)
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	size, err := f.Seek(0, io.SeekEnd)
+	return err == nil && size == volumeBytes
 }
 
 // newDisk is the file that a target serves.

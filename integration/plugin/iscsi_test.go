@@ -201,8 +201,7 @@ func (e *iSCSI) attach(t *testing.T, at netip.Addr) string {
 			return false
 		}
 		device = "/dev/" + filepath.Base(found[0])
-		_, err := os.Stat(device)
-		return err == nil
+		return usable(device)
 	}, time.Minute, 50*time.Millisecond, "a block device appears")
 	return device
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -73,14 +71,12 @@ func (nvmeTCP) attach(t *testing.T, at netip.Addr) string {
 	require.NoError(t, err, out)
 	var device string
 	require.Eventually(t, func() bool {
-		// Not nvme0c0n1, which is one path to it. The size is zero until a path is up.
-		sizes, _ := filepath.Glob("/sys/block/nvme?n1/size")
-		if len(sizes) != 1 {
+		found, _ := filepath.Glob("/sys/block/nvme?n1") // not nvme0c0n1, which is one path to it
+		if len(found) != 1 {
 			return false
 		}
-		device = "/dev/" + filepath.Base(filepath.Dir(sizes[0]))
-		size, err := os.ReadFile(sizes[0])
-		return err == nil && strings.TrimSpace(string(size)) == strconv.Itoa(volumeBytes/512)
+		device = "/dev/" + filepath.Base(found[0])
+		return usable(device)
 	}, time.Minute, 50*time.Millisecond, "a block device appears")
 	return device
 }
