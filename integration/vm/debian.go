@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
@@ -27,7 +29,7 @@ type Kernel struct {
 func DebianKernel(ctx context.Context) (Kernel, error) {
 	name, err := currentPackage(ctx)
 	if err != nil {
-		return Kernel{}, err
+		return newestCached(err)
 	}
 	dir, err := tools.Cached(ctx, "debian", name, func(dir string) error { return unpack(ctx, name, dir) })
 	if err != nil {
@@ -36,8 +38,44 @@ func DebianKernel(ctx context.Context) (Kernel, error) {
 	return kernelIn(dir)
 }
 
-// currentPackage is the package that the meta package depends on.
+// newestCached is the kernel that was unpacked last, for where apt can't be asked;
+// why is the error where there is none.
+func newestCached(why error) (Kernel, error) {
+	cache, err := tools.CacheDir()
+	if err != nil {
+		return Kernel{}, errors.Join(why, err)
+	}
+	dirs, _ := filepath.Glob(filepath.Join(cache, "debian", "linux-image-*"))
+	dirs = slices.DeleteFunc(dirs, func(dir string) bool { _, err := kernelIn(dir); return err != nil }) // locks, and what was cut short
+	if len(dirs) == 0 {
+		return Kernel{}, why
+	}
+	return kernelIn(slices.MaxFunc(dirs, func(a, b string) int { return modified(a).Compare(modified(b)) }))
+}
+
+func modified(path string) time.Time {
+	info, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+// currentPackage is the package that the meta package depends on. apt knows none
+// before it has its lists.
 func currentPackage(ctx context.Context) (string, error) {
+	if name, err := dependency(ctx); err == nil {
+		return name, nil
+	}
+	updateErr := update(ctx)
+	name, err := dependency(ctx)
+	if err != nil {
+		return "", errors.Join(err, updateErr)
+	}
+	return name, nil
+}
+
+func dependency(ctx context.Context) (string, error) {
 	out, err := run(ctx, "", "apt-cache", "depends", "--important", metaPackage)
 	if err != nil {
 		return "", err
@@ -47,14 +85,19 @@ func currentPackage(ctx context.Context) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("apt knows no kernel that %s depends on: run `apt-get update`, on Debian for amd64", metaPackage)
+	return "", fmt.Errorf("apt knows no kernel that %s depends on: it takes Debian for amd64", metaPackage)
+}
+
+func update(ctx context.Context) error {
+	_, err := run(ctx, "", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update")
+	return err
 }
 
 // unpack downloads a package and unpacks it. A download fails where the list of
 // packages is older than the mirror's files; that is got anew then.
 func unpack(ctx context.Context, name, dir string) error {
 	if _, err := run(ctx, dir, "apt-get", "-q", "download", name); err != nil {
-		_, updateErr := run(ctx, dir, "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update")
+		updateErr := update(ctx)
 		if _, again := run(ctx, dir, "apt-get", "-q", "download", name); again != nil {
 			return errors.Join(again, updateErr)
 		}
