@@ -111,8 +111,8 @@ func carryOut(ctx context.Context, t *testing.T, machine Machine, plan plan) {
 	}
 	require.NoError(t, err)
 	assert.Len(t, outcomes, len(plan.runs))
-	assert.Empty(t, out.skipped, "in the VM everything can be seen")
 	if os.Getenv(only) == "" {
+		assert.Empty(t, out.skipped, "in the VM everything can be seen")
 		assert.Empty(t, out.empty, "each package has the tests that it is named for")
 	}
 }
