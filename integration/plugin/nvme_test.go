@@ -46,7 +46,7 @@ func (nvmeTCP) end(t *testing.T) {
 	t.Helper()
 	script := fmt.Sprintf(`rm %[1]s/subsystems/volume; rmdir %[1]s
 		echo 0 >%[2]s/namespaces/1/enable; rmdir %[2]s/namespaces/1 %[2]s`, nvmePort, nvmeSubsystem)
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput() //nolint:noctx // it has nothing to wait for
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }
 
