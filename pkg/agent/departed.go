@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	lookEvery = time.Minute // at what changes would tell of, and at what only time brings about
-	sweepTime = time.Minute // bounds one look at all places
+	lookEvery = time.Minute            // at what changes would tell of, and at what only time brings about
+	gather    = 100 * time.Millisecond // nodes come and go in numbers
+	sweepTime = time.Minute            // bounds one look at all places
 )
 
 // placeMetrics are about the places of nodes that have left.
@@ -85,7 +86,7 @@ func (a *Agent) onChanges(ctx context.Context, every time.Duration, do func(cont
 		case <-ctx.Done():
 			return nil
 		case <-wake:
-			pause(ctx, debounce)
+			pause(ctx, gather)
 		case <-tick.C:
 		}
 	}
@@ -148,7 +149,6 @@ func (d *departed) sweep(ctx context.Context) {
 		fate, err := d.claimer.Sweep(ctx, h, d.grace, here[h.Spec.Parent])
 		if err != nil {
 			d.log.Warn("the place of a node that seems to be gone can't be looked after now", "hostshim", h.Name, "node", h.Spec.Node, "error", err)
-			fate = hostclaim.Kept
 		}
 		if fate == hostclaim.Marked || fate == hostclaim.Kept || fate == hostclaim.Answers {
 			left++

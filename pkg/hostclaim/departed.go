@@ -38,10 +38,13 @@ func (c *Claimer) Sweep(ctx context.Context, h v1alpha1.HostShim, grace time.Dur
 		return Kept, err
 	}
 	fate, err := c.sweep(ctx, h, lives, grace, here)
-	if errors.Is(err, errAgain) { // somebody changed it: the next time tells
+	switch {
+	case errors.Is(err, errAgain): // somebody changed it: the next time tells
 		return Kept, nil
+	case err != nil:
+		return Kept, err
 	}
-	return fate, err
+	return fate, nil
 }
 
 func (c *Claimer) sweep(ctx context.Context, h v1alpha1.HostShim, lives bool, grace time.Duration, here bool) (Fate, error) {

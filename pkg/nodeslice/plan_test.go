@@ -40,7 +40,10 @@ func nodes(members string) Nodes {
 func TestPlan(t *testing.T) {
 	have := func(whole, size, list string) *State { return &State{whole, size, allocated(list)} }
 	const whole, size = "10.0.0.0/26", "/28"
-	inUse := func(a Allocation) bool { return a.NodeName == "used" }
+	inUse := func(a Allocation) bool {
+		assert.NotEmpty(t, a.NodeName, "nobody's needn't be asked about")
+		return a.NodeName == "used"
+	}
 	for _, c := range []struct {
 		name    string
 		have    *State
@@ -60,6 +63,7 @@ func TestPlan(t *testing.T) {
 		{"one leaves, one comes, and there is no other", have(whole, size, "10.0.0.0/28=a 10.0.0.16/28=b"), network(whole, size), nodes("b c"), "10.0.0.0/28=c 10.0.0.16/28=b", nil},
 		{"full", have(whole, size, "10.0.0.0/28=a 10.0.0.16/28=b"), network(whole, size), nodes("a b c d"), "10.0.0.0/28=a 10.0.0.16/28=b", []string{"c", "d"}},
 		{"one that left is still in use", have(whole, size, "10.0.0.0/28=used 10.0.0.16/28=gone"), network(whole, size), Nodes{[]string{"c"}, map[string]bool{"c": true}, inUse}, "10.0.0.0/28=used 10.0.0.16/28=c", nil},
+		{"one that left is in use, others are free", have(whole, size, "10.0.0.0/28=used 10.0.0.16/28= 10.0.0.32/28="), network(whole, size), Nodes{[]string{"c"}, map[string]bool{"c": true}, inUse}, "10.0.0.0/28=used 10.0.0.16/28=c 10.0.0.32/28=", nil},
 		{"one that left is in use, and there is no other", have(whole, size, "10.0.0.0/28=used"), network(whole, size), Nodes{[]string{"c"}, map[string]bool{"c": true}, inUse}, "10.0.0.0/28=used", []string{"c"}},
 		{"one that is no member keeps what it has", have(whole, size, "10.0.0.0/28=a 10.0.0.16/28="), network(whole, size), Nodes{[]string{"b"}, map[string]bool{"a": true, "b": true}, nil}, "10.0.0.0/28=a 10.0.0.16/28=b", nil},
 		{"another range", have(whole, size, "10.0.0.0/28=b 10.0.0.16/28=a"), network("10.1.0.0/27", size), nodes("a b"), "10.1.0.0/28=a 10.1.0.16/28=b", nil},
@@ -140,6 +144,7 @@ func TestNetworks(t *testing.T) {
 		{"its IPv4 range is the second one", []Definition{define("d", old, strings.Replace(plain, `"range": "10.0.0.0/24"`, `"ipRanges": [{"range": "fd00::/64"}, {"range": "10.0.0.0/24"}]`, 1))}, "net 10.0.0.0/24 /28 ns/d", ""},
 		{"two of one network", []Definition{define("b", young, plain), define("a", old, plain)}, "net 10.0.0.0/24 /28 ns/a,ns/b", ""},
 		{"two that contradict each other", []Definition{define("b", young, strings.Replace(plain, "/28", "/27", 1)), define("a", old, plain)}, "net 10.0.0.0/24 /28 ns/a", "in slices of /28 by ns/a, which is older"},
+		{"two ranges of one name, the younger one first by name", []Definition{define("a", young, strings.Replace(plain, "10.0.0.0", "10.1.0.0", 1)), define("b", old, plain)}, "net 10.0.0.0/24 /28 ns/b", "for 10.1.0.0/24 in slices of /28 by this one"},
 		{"without slices", []Definition{define("d", old, strings.Replace(plain, `"/28"`, `""`, 1)), define("e", old, `{"name": "x", "type": "macvlan"}`), define("f", old, ``), define("g", old, `{"plugins": 1}`)}, "", ""},
 		{"another IPAM", []Definition{define("d", old, strings.Replace(plain, "lhstorage-ipam", "host-local", 1))}, "", ""},
 		{"IPv6 alone", []Definition{define("d", old, strings.Replace(plain, "10.0.0.0/24", "fd00::/64", 1))}, "", "no range is IPv4"},
