@@ -36,6 +36,7 @@ func TestElected(t *testing.T) {
 		{"how full pools are", full},
 		{"a node leaves", departs},
 		{"node slices", divided},
+		{"another one leads", succeeded},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(t, b, leader) }) {
 			return // they build on each other
@@ -226,4 +227,18 @@ func divided(t *testing.T, b *bed, leader *controlplane.Node) {
 	require.NoError(t, b.Dynamic.Resource(controlplane.NetworkAttachments).Namespace(namespace).Delete(t.Context(), "sliced", metav1.DeleteOptions{}))
 	require.Eventually(t, func() bool { return strings.Contains(given(), "not found") }, promise, 20*time.Millisecond)
 	assert.Zero(t, metric(t, leader, "lhstorage_nodes_without_slice", ""))
+}
+
+// succeeded: what leaks while nobody leads is found by who leads next, who also says what the last one said.
+func succeeded(t *testing.T, b *bed, leader *controlplane.Node) {
+	next := b.Nodes[1]
+	orphan := address(t, b.run(t, next, "orphan"))
+	require.NoError(t, b.agents[leader.Name].Stop())
+	require.NoError(t, b.DeletePod(t.Context(), namespace, "orphan"))
+	require.Zero(t, metric(t, next, "lhstorage_leader", ""))
+	require.Contains(t, b.claims(t), orphan)
+	require.Eventually(t, func() bool { return metric(t, next, "lhstorage_leader", "") == 1 }, settle, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return !slices.Contains(b.claims(t), orphan) }, settle, 50*time.Millisecond)
+	assert.InDelta(t, 1, metric(t, next, "lhstorage_leaked_claims_collected_total", "pod-gone"), 0)
+	assert.InDelta(t, 239, metric(t, next, "lhstorage_pool_addresses", ""), 0)
 }

@@ -50,7 +50,7 @@ func TestOnAnAPIServer(t *testing.T) {
 
 // dryRun applies all that is rendered for each site, and its network.
 func dryRun(t *testing.T, chart *Chart, c *controlplane.Cluster) {
-	renderings := map[string][]string{"repair": {"--set", "agent.repair=longhorn,imagePullSecrets[0].name=registry,namespace.create=true"}}
+	renderings := map[string][]string{"repair": {"--set", "agent.repair=longhorn,agent.nodeSlices=true,imagePullSecrets[0].name=registry,namespace.create=true"}}
 	for _, dir := range examples(t, chart) {
 		renderings[filepath.Base(dir)] = []string{"--values", filepath.Join(dir, "values.yaml")}
 		nad, err := os.ReadFile(filepath.Join(dir, "nad.yaml"))
