@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,11 +16,15 @@ import (
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
 	"github.com/lhstorage/lhstorage/integration/testnode"
+	"github.com/lhstorage/lhstorage/integration/tools"
 )
 
 // TestElected is about what one agent does for the cluster, with its rights of deploy/rbac and times that a test can wait for.
 func TestElected(t *testing.T) {
 	b := newBed(t)
+	root, err := tools.Root()
+	require.NoError(t, err)
+	require.NoError(t, b.ApplyFiles(t.Context(), nil, filepath.Join(root, "deploy", "rbac", "node-slices.yaml")))
 	b.flags = []string{"--leak-interval=1s", "--leak-min-age=2s", "--leak-node-grace=3s", "--place-grace=4s", "--node-slices"}
 	for _, n := range b.Nodes {
 		b.start(t, n)

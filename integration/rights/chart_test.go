@@ -57,7 +57,6 @@ const (
 
 // unusedHere are rights that this test doesn't get used, each with who needs it.
 var unusedHere = map[string]string{
-	"lhstorage-system:lhstorage-agent may get pods":                         "leak, of a pod that a list lacks",
 	"lhstorage-system:lhstorage-agent may get probereports.lhstorage.io":    "probereport",
 	"lhstorage-system:lhstorage-agent may create probereports.lhstorage.io": "probereport",
 	"lhstorage-system:lhstorage-agent may patch probereports.lhstorage.io":  "probereport",
@@ -135,7 +134,7 @@ func (b *bed) manifest(t *testing.T) []byte {
 	t.Helper()
 	chart, err := deploy.NewChart(t.Context())
 	require.NoError(t, err)
-	rendered, err := chart.Template(t.Context(), "--set", "agent.repair=longhorn,agent.repairNamespace="+longhorn)
+	rendered, err := chart.Template(t.Context(), "--set", "agent.nodeSlices=true,agent.repair=longhorn,agent.repairNamespace="+longhorn)
 	require.NoError(t, err)
 	return rendered
 }
@@ -308,20 +307,31 @@ func stranger(t *testing.T, b *bed) {
 	require.NoError(t, err)
 }
 
-const slicePool = `{"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "NodeSlicePool", "metadata": {"name": "sliced", "namespace": "kube-system"},
- "spec": {"range": "10.5.0.0/26", "sliceSize": "/28"}}`
-
+// slicesOfNodes are given and taken back by the agent that leads.
 func slicesOfNodes(t *testing.T, b *bed) {
 	require.NoError(t, b.CreateNetwork(t.Context(), longhorn, "sliced", sliced))
-	require.NoError(t, b.Apply(t.Context(), nil, []byte(slicePool)))
-	_, err := b.Kubectl(t.Context(), "--namespace", metav1.NamespaceSystem, "patch", "nodeslicepool", "sliced", "--type=merge",
-		"--patch", `{"status": {"allocations": [{"nodeName": "node1", "sliceRange": "10.5.0.0/28"}, {"nodeName": "node2", "sliceRange": "10.5.0.16/28"}, {"nodeName": "node3", "sliceRange": "10.5.0.32/28"}]}}`)
+	given := func() string {
+		out, err := b.Kubectl(t.Context(), "--namespace", metav1.NamespaceSystem, "get", "nodeslicepool", "sliced", "-o", "jsonpath={.status.allocations[*].nodeName}")
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	become := func(want string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return strings.Contains(given(), want) }, settle, 50*time.Millisecond)
+	}
+	become("node1 node2 node3")
+	_, err := b.Kube.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node4", Labels: map[string]string{corev1.LabelOSStable: "linux"}}}, metav1.CreateOptions{})
 	require.NoError(t, err)
+	become("node1 node2 node3 node4")
+	require.NoError(t, b.Kube.CoreV1().Nodes().Delete(t.Context(), "node4", metav1.DeleteOptions{}))
 	for _, n := range b.Nodes {
 		name := "sliced-" + n.Name
 		b.end(t, name, b.pod(t, n, name, "sliced"))
 	}
 	require.NoError(t, b.Dynamic.Resource(controlplane.NetworkAttachments).Namespace(longhorn).Delete(t.Context(), "sliced", metav1.DeleteOptions{}))
+	become("not found")
 }
 
 // shims are the places, by index, each with its node.
