@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -185,7 +186,7 @@ func (w *world) routeTo(dst string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("goes by %s, MTU %d", l.Name, r.MTU)
+	return fmt.Errorf("goes by %s, MTU %d", l.Name, cmp.Or(r.MTU, l.MTU))
 }
 
 // connected says whether the main table has the route of an address.

@@ -513,9 +513,6 @@ func (f *Fake) RouteTo(dst netip.Addr) (Route, error) {
 	if !best.Dst.IsValid() {
 		return Route{}, fmt.Errorf("find the route to %s: %w", dst, syscall.ENETUNREACH)
 	}
-	if best.MTU == 0 {
-		best.MTU = f.at(best.Link).MTU
-	}
 	return best, nil
 }
 

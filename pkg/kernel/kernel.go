@@ -41,7 +41,7 @@ type Kernel interface {
 	Routes(protocol int) ([]Route, error)
 	AddRoute(r Route) error
 	DelRoute(r Route) error
-	// RouteTo says how the kernel would send to dst, MTU included.
+	// RouteTo says how the kernel would send to dst.
 	RouteTo(dst netip.Addr) (Route, error)
 
 	// Flood lists the VTEPs that a VXLAN device sends unknown, broadcast and
@@ -118,7 +118,7 @@ type Route struct {
 	Link     int
 	Src      netip.Addr
 	Protocol int
-	MTU      int // bytes; RouteTo: that of the route, else of its device
+	MTU      int // bytes; 0: that of its device
 
 	// What a pod's route may have besides; set, never read back.
 	Metric, Table, AdvMSS int

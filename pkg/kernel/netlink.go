@@ -427,13 +427,6 @@ func (k *Netlink) RouteTo(dst netip.Addr) (Route, error) {
 	}
 	route := fromNetlinkRoute(&list[0])
 	route.Dst = netip.PrefixFrom(dst, dst.BitLen())
-	if route.MTU == 0 {
-		link, err := k.LinkByIndex(route.Link)
-		if err != nil {
-			return Route{}, err
-		}
-		route.MTU = link.MTU
-	}
 	return route, nil
 }
 

@@ -466,14 +466,18 @@ func former(last, now place.Place) []netip.Addr {
 	if now.Peers == nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(last.Peers), func(a netip.Addr) bool { return a == now.VTEP || slices.Contains(now.Peers, a) })
+	still := map[netip.Addr]bool{now.VTEP: true}
+	for _, a := range now.Peers {
+		still[a] = true
+	}
+	return slices.DeleteFunc(slices.Clone(last.Peers), func(a netip.Addr) bool { return still[a] })
 }
 
-// workOutMTU asks the routes to all peers, which is dear, only when the answer
-// on disk is for other peers or none, or a change is being made anyway.
+// workOutMTU asks the routes to all peers, which is dear, only where no answer is
+// on disk, or a change is being made anyway: that there are other peers is one.
 func (r *run) workOutMTU() error {
 	auto := r.plan.Parent.Type == netconf.ParentVXLAN && r.plan.Parent.MTU == 0
-	known := r.last.MTU != 0 && !r.fresh && slices.Equal(r.last.Peers, r.state.Place.Peers)
+	known := r.last.MTU != 0 && !r.fresh
 	if !auto || known {
 		return nil
 	}
@@ -482,7 +486,7 @@ func (r *run) workOutMTU() error {
 		return err
 	}
 	r.state.Place.MTU = mtu
-	r.last.MTU = mtu
+	r.last.MTU, r.fresh = mtu, false // the routes are made before the parent: once serves all rounds
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -435,6 +436,48 @@ func TestAutoMTUIsWorkedOutAnewWithThePeers(t *testing.T) {
 	w.quiet(more)
 	require.NoError(t, w.ensure(vxlan()))
 	assert.Equal(t, goldenVXLAN, w.f.Dump())
+}
+
+// asked counts the questions that a thousand peers make dear.
+type asked struct {
+	kernel.Kernel
+
+	routes, devices int
+}
+
+func (k *asked) RouteTo(dst netip.Addr) (kernel.Route, error) {
+	k.routes++
+	return k.Kernel.RouteTo(dst)
+}
+
+func (k *asked) LinkByIndex(index int) (kernel.Link, error) {
+	k.devices++
+	return k.Kernel.LinkByIndex(index)
+}
+
+// The way to each peer is asked for once when one of a thousand comes, and not at all when none does.
+func TestManyPeers(t *testing.T) {
+	const many = 1000
+	crowd := func(n int) *netconf.Plan {
+		return with(vxlan(), func(p *netconf.Plan) {
+			p.Parent.VTEP.CIDR, p.Parent.Peers = netip.MustParsePrefix("10.100.0.0/16"), nil
+			for i := range n {
+				p.Parent.Peers = append(p.Parent.Peers, netip.AddrFrom4([4]byte{10, 100, byte(110 + i/250), byte(1 + i%250)}))
+			}
+		})
+	}
+	w := newWorld(t, host(), 2)
+	k := &asked{Kernel: w.e.Kernel}
+	w.e.Kernel = k
+	require.NoError(t, w.ensure(crowd(many)))
+	for _, c := range []struct {
+		peers, routes int
+	}{{many, 0}, {many + 1, many + 1}, {many + 1, 0}, {many, many}} {
+		k.routes, k.devices = 0, 0
+		require.NoError(t, w.ensure(crowd(c.peers)))
+		assert.LessOrEqual(t, k.routes, c.routes, "%d peers", c.peers)
+		assert.LessOrEqual(t, k.devices, 30, "%d peers", c.peers)
+	}
 }
 
 func TestWhoCannotBeTold(t *testing.T) {

@@ -348,20 +348,29 @@ func floods(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 	if err != nil {
 		return nil, err
 	}
+	there, wanted, former := set(have), set(d.Peers), set(d.Former) // of a thousand peers each would be held against each
 	var steps []kernel.Step
 	for _, peer := range d.Peers {
-		if !slices.Contains(have, peer) {
+		if !there[peer] {
 			steps = append(steps, kernel.Step{Name: "parent.flood.add", Text: fmt.Sprintf("add peer %s to %s", peer, link.Name),
 				Do: func(k kernel.Kernel) error { return ignore(k.AddFlood(link.Index, peer), kernel.IsExists) }})
 		}
 	}
 	for _, stale := range have {
-		if !slices.Contains(d.Peers, stale) && (!d.Incomplete || slices.Contains(d.Former, stale)) {
+		if !wanted[stale] && (!d.Incomplete || former[stale]) {
 			steps = append(steps, kernel.Step{Name: "parent.flood.del", Text: fmt.Sprintf("remove peer %s from %s", stale, link.Name),
 				Do: func(k kernel.Kernel) error { return ignore(k.DelFlood(link.Index, stale), kernel.IsNotFound) }})
 		}
 	}
 	return steps, nil
+}
+
+func set(list []netip.Addr) map[netip.Addr]bool {
+	members := make(map[netip.Addr]bool, len(list))
+	for _, a := range list {
+		members[a] = true
+	}
+	return members
 }
 
 // ignore drops an error that says somebody else was quicker.

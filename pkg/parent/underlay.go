@@ -197,16 +197,7 @@ func AutoMTU(k kernel.Kernel, vtep netip.Addr, peers []netip.Addr) (int, error) 
 	if vtep.Is6() {
 		overhead = overheadIPv6
 	}
-	smallest := 0
-	for _, peer := range peers {
-		r, err := k.RouteTo(peer)
-		if err != nil {
-			continue // a peer that is away must not keep pods from starting
-		}
-		if smallest == 0 || r.MTU < smallest {
-			smallest = r.MTU
-		}
-	}
+	smallest := smallestRoute(k, peers)
 	if smallest == 0 {
 		mtu, err := underlayMTU(k)
 		if err != nil {
@@ -219,6 +210,33 @@ func AutoMTU(k kernel.Kernel, vtep netip.Addr, peers []netip.Addr) (int, error) 
 			"raise the underlay's MTU", smallest, overhead)
 	}
 	return smallest - overhead, nil
+}
+
+// smallestRoute is the smallest MTU of the routes to peers, 0 where none can be reached: a peer that is away must not keep pods from
+// starting. A thousand peers are behind a few devices, so each of those is asked once.
+func smallestRoute(k kernel.Kernel, peers []netip.Addr) int {
+	smallest := 0
+	devices := map[int]int{} // MTU by index; 0 for one that is gone
+	for _, peer := range peers {
+		r, err := k.RouteTo(peer)
+		if err != nil {
+			continue
+		}
+		if r.MTU == 0 {
+			mtu, known := devices[r.Link]
+			if !known {
+				if link, err := k.LinkByIndex(r.Link); err == nil {
+					mtu = link.MTU
+				}
+				devices[r.Link] = mtu
+			}
+			r.MTU = mtu
+		}
+		if r.MTU != 0 && (smallest == 0 || r.MTU < smallest) {
+			smallest = r.MTU
+		}
+	}
+	return smallest
 }
 
 const minMTU = 576 // what every IPv4 host must take, RFC 1122 section 3.3.2
