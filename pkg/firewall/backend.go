@@ -16,6 +16,8 @@ const (
 	NFT    Backend = "nft"
 	Legacy Backend = "legacy"
 	plain  Backend = ""
+
+	unknown Backend = "none" // not looked at yet, or none that is used
 )
 
 // program is the name of a backend's program, such as ip6tables-nft-restore.

@@ -15,9 +15,9 @@
 //
 // The rules are worked out by a pure function ([Desired.Rules]), compared with
 // what is there and put there in one transaction for a family, so that there is
-// no moment without them. go-iptables reads; it can't write more than a rule at
-// a time, so iptables-restore writes: a thousand peers are one process instead
-// of a thousand, and a chain is never half filled.
+// no moment without them: iptables-save reads and iptables-restore writes, a
+// process each. (go-iptables lists a chain and writes a rule at a time: a peer
+// that comes would be some twenty processes, and a chain be half filled.)
 //
 // Bridged and macvlan traffic of pods isn't routed by the host, so no rule here
 // sees it. Rules name devices, not the network's addresses, wherever packets

@@ -31,7 +31,7 @@ type Firewall struct {
 
 // New makes a firewall that does nothing until it is told what to keep.
 func New(log *slog.Logger, metrics *Metrics) *Firewall {
-	return &Firewall{log: log, metrics: metrics, wake: make(chan struct{}, 1)}
+	return &Firewall{log: log, metrics: metrics, wake: make(chan struct{}, 1), backend: unknown}
 }
 
 // Set says what Run has to keep. What it keeps already it isn't told again.
@@ -73,7 +73,7 @@ func (f *Firewall) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-f.wake:
-			f.keep(ctx, true)
+			f.keep(ctx, f.using() == unknown) // all tables of a host may be long: they are no peer's business
 		case <-full.C:
 			f.keep(ctx, true)
 		case <-changed:
@@ -206,10 +206,7 @@ func (f *Firewall) fill(ctx context.Context, family Family, d Desired) (changes 
 	if err != nil {
 		return nil, err
 	}
-	t, err := openTable(family, f.using())
-	if err != nil {
-		return nil, err
-	}
+	t := &table{family: family, backend: f.using()}
 	return t.change(ctx, func(have found) (string, []string) { return diff(have, want) })
 }
 
@@ -219,7 +216,7 @@ func (t *table) change(ctx context.Context, difference func(found) (string, []st
 	const tries = 3
 	var refused error
 	for range tries {
-		have, err := t.read()
+		have, err := t.read(ctx)
 		if err != nil {
 			return nil, errors.Join(refused, err)
 		}
@@ -255,17 +252,13 @@ func (f *Firewall) Remove(ctx context.Context) (changes []string, err error) {
 	if choose(all) == plain {
 		all[plain] = usage{ours: true}
 	}
-	return f.leave(ctx, "none", all)
+	return f.leave(ctx, unknown, all)
 }
 
 func purge(ctx context.Context, b Backend) (changes []string, err error) {
 	var faults []error
 	for _, family := range families() {
-		t, err := openTable(family, b)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
+		t := &table{family: family, backend: b}
 		done, err := t.change(ctx, removal)
 		changes = append(changes, done...)
 		faults = append(faults, err)

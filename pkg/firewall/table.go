@@ -8,8 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/coreos/go-iptables/iptables"
 )
 
 // patience is how long a call waits for the lock of the legacy tables, in seconds.
@@ -20,21 +18,11 @@ const patience = 5
 type table struct {
 	family  Family
 	backend Backend
-	reader  *iptables.IPTables
-}
-
-func openTable(f Family, b Backend) (*table, error) {
-	proto := map[Family]iptables.Protocol{IPv4: iptables.ProtocolIPv4, IPv6: iptables.ProtocolIPv6}[f]
-	reader, err := iptables.New(iptables.IPFamily(proto), iptables.Path(b.program(f, "")), iptables.Timeout(patience))
-	if err != nil {
-		return nil, fmt.Errorf("use %s for the %s firewall: %w", b.program(f, ""), f, err)
-	}
-	return &table{family: f, backend: b, reader: reader}, nil
 }
 
 // found is what a table has of ours.
 type found struct {
-	jumps  map[string][]string // base chain: all its rules that lead to a chain of ours, as iptables -S prints them
+	jumps  map[string][]string // base chain: all its rules that lead to a chain of ours, as iptables-save prints them
 	first  map[string]bool     // base chain: whether its first rule is the jump as we make it
 	chains map[string][]string // chain of ours: its rules' marks, "" for a rule that isn't ours
 }
@@ -44,31 +32,46 @@ var (
 	leadsTo = regexp.MustCompile(` -[jg] (` + Prefix + `\S*)`)
 )
 
-// read looks at base chains and chains of ours.
-func (t *table) read() (found, error) {
-	f := found{jumps: map[string][]string{}, first: map[string]bool{}, chains: map[string][]string{}}
-	names, err := t.reader.ListChains(Table)
+// read looks at base chains and chains of ours: one process, which a change of one peer is worth.
+func (t *table) read(ctx context.Context) (found, error) {
+	program := t.backend.program(t.family, "-save")
+	cmd := exec.CommandContext(ctx, program, "-t", Table) //nolint:gosec // one of a few fixed names
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	saved, err := cmd.Output()
 	if err != nil {
-		return f, fmt.Errorf("list the %s chains of the %s table: %w", t.family, Table, err)
+		return found{}, fmt.Errorf("read the %s firewall: %s: %w: %s%s", t.family, program, err, strings.TrimSpace(said.String()), hint(said.String()))
 	}
-	for _, name := range names {
-		ours := strings.HasPrefix(name, Prefix)
-		if !ours && base(name) == "" {
+	return foundIn(string(saved)), nil
+}
+
+// foundIn reads what iptables-save prints: a line for each chain, then one for each rule.
+func foundIn(saved string) found {
+	f := found{jumps: map[string][]string{}, first: map[string]bool{}, chains: map[string][]string{}}
+	rules := map[string]int{} // seen so far, by chain
+	for line := range strings.Lines(saved) {
+		line = strings.TrimSpace(line)
+		if chain, ok := strings.CutPrefix(line, ":"); ok {
+			if name, _, _ := strings.Cut(chain, " "); strings.HasPrefix(name, Prefix) {
+				f.chains[name] = []string{}
+			}
 			continue
 		}
-		lines, err := t.reader.List(Table, name)
-		if err != nil {
-			return f, fmt.Errorf("list the %s chain %s of the %s table: %w", t.family, name, Table, err)
-		}
-		rules := rulesOf(name, lines)
-		if ours {
-			f.chains[name] = marks(rules)
+		rule, ok := strings.CutPrefix(line, "-A ")
+		if !ok {
 			continue
 		}
-		f.jumps[name] = slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !leadsTo.MatchString(r) })
-		f.first[name] = len(rules) > 0 && rules[0] == jump(name)
+		name, _, _ := strings.Cut(rule, " ")
+		rules[name]++
+		switch {
+		case strings.HasPrefix(name, Prefix):
+			f.chains[name] = append(f.chains[name], markIn(line))
+		case base(name) != "" && leadsTo.MatchString(line):
+			f.jumps[name] = append(f.jumps[name], line)
+			f.first[name] = f.first[name] || rules[name] == 1 && line == jump(name)
+		}
 	}
-	return f, nil
+	return f
 }
 
 // base is the chain of ours that a base chain leads to.
@@ -83,20 +86,11 @@ func base(name string) string {
 
 func jump(name string) string { return "-A " + name + " -j " + base(name) }
 
-func rulesOf(name string, lines []string) []string {
-	return slices.DeleteFunc(lines, func(line string) bool { return !strings.HasPrefix(line, "-A "+name+" ") })
-}
-
-func marks(rules []string) []string {
-	list := []string{}
-	for _, rule := range rules {
-		mark := ""
-		if m := markOf.FindStringSubmatch(rule); m != nil {
-			mark = m[1]
-		}
-		list = append(list, mark)
+func markIn(rule string) string {
+	if m := markOf.FindStringSubmatch(rule); m != nil {
+		return m[1]
 	}
-	return list
+	return ""
 }
 
 // diff is the input for iptables-restore that makes a table as wanted, and what
