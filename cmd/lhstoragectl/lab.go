@@ -51,6 +51,7 @@ func (f *labFlags) up() *cobra.Command {
 	pods := 1
 	cmd := f.creating(&cobra.Command{
 		Use: "up", Short: "Make the nodes and the network between them", Args: cobra.NoArgs,
+		Example: "  lhstoragectl lab up --nodes 4 --pods 2",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := lab.New(f.complete(cmd))
 			if err != nil {
@@ -99,6 +100,7 @@ func addPods(ctx context.Context, l *lab.Lab, pods int) error {
 func (f *labFlags) down() *cobra.Command {
 	return &cobra.Command{
 		Use: "down", Short: "Remove the lab: pods by DEL, then the nodes", Args: cobra.NoArgs,
+		Example: "  lhstoragectl lab down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := lab.New(f.complete(cmd))
 			if err != nil {
@@ -113,6 +115,7 @@ func (f *labFlags) add() *cobra.Command {
 	var o lab.PodOptions
 	cmd := &cobra.Command{
 		Use: "add NODE POD", Short: "Attach a pod", Args: cobra.ExactArgs(2),
+		Example: "  lhstoragectl lab add node1 extra --eth0 moved",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := lab.Open("", f.Name)
 			if err != nil {
@@ -132,6 +135,7 @@ func (f *labFlags) add() *cobra.Command {
 func (f *labFlags) del() *cobra.Command {
 	return &cobra.Command{
 		Use: "del NODE POD", Short: "Detach a pod and remove it", Args: cobra.ExactArgs(2),
+		Example: "  lhstoragectl lab del node1 extra",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := lab.Open("", f.Name)
 			if err != nil {
@@ -146,6 +150,7 @@ func (f *labFlags) matrix() *cobra.Command {
 	var o lab.MatrixOptions
 	cmd := &cobra.Command{
 		Use: "matrix", Short: "Measure every leg between nodes and pods; exit code 1 if one loses packets", Args: cobra.NoArgs,
+		Example: "  lhstoragectl lab matrix --size 8950",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := lab.Open("", f.Name)
 			if err != nil {
@@ -173,7 +178,8 @@ func (f *labFlags) matrix() *cobra.Command {
 func (f *labFlags) exec() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "exec NODE[/POD] -- COMMAND [ARG...]", Short: "Run a command in a node's or a pod's network namespace",
-		Args: cobra.MinimumNArgs(2),
+		Example: "  lhstoragectl lab exec node1/pod1 -- ip address",
+		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := lab.Open("", f.Name)
 			if err != nil {
@@ -198,6 +204,7 @@ func (f *labFlags) exec() *cobra.Command {
 func (f *labFlags) status() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show nodes and pods", Args: cobra.NoArgs,
+		Example: "  lhstoragectl lab status -o yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := lab.Open("", f.Name)
 			if err != nil {
@@ -220,6 +227,7 @@ func (f *labFlags) demo() *cobra.Command {
 	var file string
 	cmd := f.creating(&cobra.Command{
 		Use: "demo", Short: "Stock macvlan against lhstorage: all legs, iSCSI, MTU, waste; exit code 1 if lhstorage fails", Args: cobra.NoArgs,
+		Example: "  lhstoragectl lab demo --json report.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o := f.complete(cmd)
 			if !cmd.Flags().Changed("name") {

@@ -77,13 +77,13 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus(), newVerify(), newEnable(), newDisable(), newResume(), newRollback())
+	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus(), newVerify(), newEnable(), newDisable(), newResume(), newRollback(), newDocs(root))
 	return root
 }
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs, Example: "  lhstoragectl version",
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version) },
 	}
 }

@@ -26,7 +26,7 @@ var backends = map[string]string{"nft": "xtables-nft-multi", "legacy": "xtables-
 func Image(ctx context.Context, name, dir string) (image.Image, error) {
 	i := image.Image{
 		Name: name, Entrypoint: []string{"/" + programDir + "lhstorage-agent"},
-		Files: map[string]string{}, Links: map[string]string{"var/run": "/run"},
+		Files: map[string]string{}, Links: map[string]string{"var/run": "/run", programDir + "kubectl-lhstorage": "lhstoragectl"},
 		Content: map[string][]byte{"etc/passwd": []byte("root:x:0:0:root:/:/nonexistent\n"), "etc/group": []byte("root:x:0:\n")},
 	}
 	for _, program := range programs {
