@@ -257,7 +257,7 @@ func writeManifest(w io.Writer, objects ...any) error {
 		if err != nil {
 			return broken(err)
 		}
-		b.WriteString(string(data))
+		b.Write(data)
 	}
 	_, err := io.WriteString(w, b.String())
 	return broken(err)

@@ -50,13 +50,10 @@ func (c *converter) config(what, text, namespace, name string) {
 	}
 	main := config
 	if _, list := config["plugins"]; list {
-		i := 0
-		if main, i = mainPlugin(config); main == nil {
+		if main = mainPlugin(config); main == nil {
 			c.fault(what, "none of its plugins is macvlan, ipvlan or bridge")
 			return
 		}
-		plugins, _ := config["plugins"].([]any)
-		plugins[i] = map[string]any(main)
 	}
 	kind, _ := main["type"].(string)
 	r.Source = "a network of the stock plugin " + kind
@@ -82,16 +79,16 @@ func (c *converter) config(what, text, namespace, name string) {
 	}
 }
 
-// mainPlugin is the first of a list that can be converted, else the first.
-func mainPlugin(config nad.Config) (nad.Config, int) {
+// mainPlugin is the first of a list that can be converted, in place.
+func mainPlugin(config nad.Config) nad.Config {
 	plugins, _ := config["plugins"].([]any)
-	for i, entry := range plugins {
+	for _, entry := range plugins {
 		plugin, ok := entry.(map[string]any)
 		if kind, _ := plugin["type"].(string); ok && slices.Contains([]string{"macvlan", "ipvlan", "bridge", netconf.DefaultType}, kind) {
-			return plugin, i
+			return plugin
 		}
 	}
-	return nil, 0
+	return nil
 }
 
 // master names the parent where the input leaves it to the default route.
@@ -177,7 +174,7 @@ func (c *converter) ipam(main nad.Config) []string {
 func (c *converter) hosts(what string, config nad.Config) ([]string, bool) {
 	main := config
 	if _, list := config["plugins"]; list {
-		main, _ = mainPlugin(config)
+		main = mainPlugin(config)
 	}
 	if main["hostShim"] != nil {
 		return nil, true
@@ -217,13 +214,15 @@ func sameFamily(r any, p netip.Prefix) bool {
 	return strings.Contains(text, ":") == p.Addr().Is6()
 }
 
-// top is a host range at the upper end of what pods get of a network.
+// top is a host range at the upper end of what pods get of a network; at most a quarter of it.
 func (c *converter) top(whole netip.Prefix, pods []netconf.Range) (netip.Prefix, bool) {
+	pods = slices.DeleteFunc(slices.Clone(pods), func(r netconf.Range) bool { return !whole.Contains(r.Last) })
+	total := 0
+	for _, r := range pods {
+		total += count(r)
+	}
 	for _, r := range slices.Backward(pods) {
 		first, last := r.First, r.Last
-		if !whole.Contains(last) {
-			continue
-		}
 		// The network's own first and last address may be in it; they count as none.
 		if end := netipx.PrefixLastIP(whole); last.Next() == end {
 			last = end
@@ -231,9 +230,19 @@ func (c *converter) top(whole netip.Prefix, pods []netconf.Range) (netip.Prefix,
 		if first.Prev() == whole.Addr() {
 			first = whole.Addr()
 		}
-		if p, ok := plan.Top(first, last, c.o.Nodes); ok {
+		if p, ok := plan.Top(first, last, c.o.Nodes, total/4); ok {
 			return p, true
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// count is how many addresses a range has, as far as it matters.
+func count(r netconf.Range) int {
+	const plenty = 1 << 20
+	n := 0
+	for _, p := range netipx.IPRangeFrom(r.First, r.Last).Prefixes() {
+		n += 1 << min(20, p.Addr().BitLen()-p.Bits())
+	}
+	return min(n, plenty)
 }

@@ -54,7 +54,8 @@ func TestDefinition(t *testing.T) {
 	require.NoError(t, err)
 	d, err := v.Definition(raw, 1500)
 	require.NoError(t, err)
-	assert.Equal(t, `{"cniVersion":"0.3.1","type":"bridge","bridge":"storage-br","promiscMode":true,"vlan":1,"ipam":{"type":"whereabouts","range":"192.168.0.0/24"}}`, d.Spec.Config)
+	const want = `{"cniVersion":"0.3.1","type":"bridge","bridge":"storage-br","promiscMode":true,"vlan":1,"ipam":{"type":"whereabouts","range":"192.168.0.0/24"}}`
+	assert.Equal(t, []byte(want), []byte(d.Spec.Config))
 	assert.Equal(t, "storagenetwork-", d.Metadata.GenerateName)
 	assert.Equal(t, "harvester-system", d.Metadata.Namespace)
 	assert.Equal(t, map[string]string{"storage-network.settings.harvesterhci.io": "true"}, d.Metadata.Annotations)

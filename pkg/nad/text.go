@@ -69,8 +69,8 @@ func scalar(value any) string {
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
 	encoder.SetEscapeHTML(false)
-	if encoder.Encode(value) != nil {
-		return "null"
+	if err := encoder.Encode(value); err != nil {
+		return "null" // what came from a decoder can be encoded
 	}
 	return strings.TrimSuffix(out.String(), "\n")
 }

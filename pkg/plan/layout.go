@@ -48,7 +48,7 @@ func Fit(whole netip.Prefix, exclude []netip.Prefix, n Need) (Layout, bool) {
 	// From the smallest CIDR that has as many addresses.
 	for length := whole.Addr().BitLen() - bits.Len(uint(n.Hosts-1)); n.Hosts > 0 && length > whole.Bits(); length-- {
 		tried := 0
-		for hosts := range clear(whole, length, exclude) {
+		for hosts := range vacant(whole, length, exclude) {
 			if free := room(hosts, whole, exclude); free >= n.Hosts && l.PodRoom-free >= n.Pods {
 				l.Hosts, l.HostRoom, l.PodRoom = hosts, free, l.PodRoom-free
 				return l, true
@@ -62,8 +62,8 @@ func Fit(whole netip.Prefix, exclude []netip.Prefix, n Need) (Layout, bool) {
 	return Layout{}, false
 }
 
-// clear are the networks of a length in whole, from its lower end, that share no address with taken.
-func clear(whole netip.Prefix, length int, taken []netip.Prefix) iter.Seq[netip.Prefix] {
+// vacant are the networks of a length in whole, from its lower end, that share no address with taken.
+func vacant(whole netip.Prefix, length int, taken []netip.Prefix) iter.Seq[netip.Prefix] {
 	return func(yield func(netip.Prefix) bool) {
 		for p := netip.PrefixFrom(whole.Addr(), length); p.Addr().IsValid() && whole.Contains(p.Addr()); {
 			last := netipx.PrefixLastIP(p)
@@ -129,19 +129,18 @@ func Room(whole netip.Prefix, exclude []netip.Prefix) int {
 	return room(whole, whole, exclude)
 }
 
-// Top is the highest CIDR between first and last that holds n addresses, or fewer where more than a quarter would be lost to it: for a host range in a
-// network whose pods have the lower addresses already.
-func Top(first, last netip.Addr, n int) (netip.Prefix, bool) {
+// Top is the highest CIDR between first and last with more than n addresses, smaller where it would have more than atMost: for a host range in
+// a network whose pods have the lower addresses already.
+func Top(first, last netip.Addr, n, atMost int) (netip.Prefix, bool) {
 	if !first.IsValid() || first.BitLen() != last.BitLen() || n < 1 {
 		return netip.Prefix{}, false
 	}
 	for length := first.BitLen() - bits.Len(uint(n)); length <= last.BitLen(); length++ {
 		p := netip.PrefixFrom(last, length).Masked()
-		if netipx.PrefixLastIP(p) != last {
-			p = netip.PrefixFrom(p.Addr().Prev(), length).Masked() // the one that last lies in isn't whole
+		if before := p.Addr().Prev(); netipx.PrefixLastIP(p) != last && before.IsValid() {
+			p = netip.PrefixFrom(before, length).Masked() // the one that last lies in isn't whole
 		}
-		// Three more of its size must lie below it.
-		if lower := netip.PrefixFrom(p.Addr(), max(0, length-2)).Masked(); p.IsValid() && !p.Addr().Less(first) && !lower.Addr().Less(first) {
+		if size(p) <= atMost && !p.Addr().Less(first) && !last.Less(netipx.PrefixLastIP(p)) {
 			return p, true
 		}
 	}

@@ -70,7 +70,7 @@ func free(length int, known []Network) (netip.Prefix, bool) {
 		if length < in.Bits() {
 			continue
 		}
-		for p := range clear(in, length, taken) {
+		for p := range vacant(in, length, taken) {
 			return p, true
 		}
 	}

@@ -98,7 +98,8 @@ func TestFit(t *testing.T) {
 			} else {
 				assert.Equal(t, c.hosts, l.Hosts.String())
 			}
-			assert.Equal(t, c.room, [2]int{l.PodRoom, l.HostRoom})
+			room := [2]int{l.PodRoom, l.HostRoom}
+			assert.Equal(t, c.room, room)
 		})
 	}
 }
@@ -301,4 +302,36 @@ func TestStepsAddUp(t *testing.T) {
 	data, err := json.Marshal(p)
 	require.NoError(t, err)
 	assert.Contains(t, string(data), `"podRoom"`)
+}
+
+// Top against looking at every block.
+func TestTop(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		first := rapid.IntRange(0, 255).Draw(t, "first")
+		last := rapid.IntRange(first, 255).Draw(t, "last")
+		n, atMost := rapid.IntRange(1, 40).Draw(t, "n"), rapid.IntRange(0, 80).Draw(t, "at most")
+		addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
+		want := -1
+		size := 1
+		for size <= n {
+			size *= 2
+		}
+		for ; size >= 1 && want < 0; size /= 2 {
+			for start := 0; start+size <= 256 && size <= atMost; start += size {
+				if start >= first && start+size-1 <= last {
+					want = start
+				}
+			}
+			if want >= 0 {
+				break
+			}
+		}
+		got, ok := Top(addr(first), addr(last), n, atMost)
+		require.Equal(t, want >= 0, ok)
+		if ok {
+			require.Equal(t, netip.PrefixFrom(addr(want), 33-len(fmt.Sprintf("%b", size))), got)
+		}
+	})
+	_, ok := Top(netip.Addr{}, netip.Addr{}, 3, 9)
+	require.False(t, ok)
 }
