@@ -137,7 +137,7 @@ func (c *converter) bridge(what string, main nad.Config) []string {
 	case vlan > 1 && c.o.Parent == "" && strings.HasSuffix(name, "-br"):
 		// Harvester's: the bridge of a cluster network stands on its bond.
 		main["parent"] = nad.Config{"type": "vlan", "device": strings.TrimSuffix(name, "-br") + "-bo", "vlan": vlan}
-		notes = append(notes, fmt.Sprintf("frames of VLAN %v go to the storage network alone, past the bridge %s", vlan, name))
+		notes = append(notes, fmt.Sprintf("frames of VLAN %v go to the storage network alone, past the bridge %s: what still hangs on it in this VLAN falls silent, so detach the volumes first", vlan, name))
 	case vlan > 1 && c.o.Parent == "":
 		c.fault(what, "bridge %s carries VLAN %v: name the NIC or bond below it by --parent-device", name, vlan)
 	case vlan > 1:

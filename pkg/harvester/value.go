@@ -223,7 +223,7 @@ func (v Value) Network(name string, hosts netip.Prefix, mtu int) (nad.Network, [
 	n := nad.Network{Namespace: ownNamespace, Name: name, Range: include, Exclude: v.Exclude, Hosts: hosts}
 	if v.VLAN > defaultVLAN {
 		n.Parent = nad.Parent{Type: netconf.ParentVLAN, Device: v.ClusterNetwork + "-bo", VLAN: int(v.VLAN), MTU: mtu}
-		note := fmt.Sprintf("frames of VLAN %d go to the storage network alone, past the bridge %s-br: virtual machines on this VLAN would be cut off", v.VLAN, v.ClusterNetwork)
+		note := fmt.Sprintf("frames of VLAN %d go to the storage network alone, past the bridge %s-br: pods that still hang on it and virtual machines on this VLAN fall silent, so detach the volumes first", v.VLAN, v.ClusterNetwork)
 		if len(n.Parent.Device)+len(fmt.Sprint(v.VLAN))+1 > 15 {
 			n.Parent.Name = fmt.Sprintf("storage.%d", v.VLAN)
 		}
