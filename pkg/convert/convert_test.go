@@ -114,6 +114,10 @@ func TestStock(t *testing.T) {
 			assert.Len(t, p.HostShim.Ranges, 2)
 			assert.Contains(t, r.Notes[0], "nothing of other nodes")
 		}},
+		"at most a quarter": {`{"cniVersion": "0.3.1", "type": "macvlan", "master": "eth1", "ipam": {"type": "whereabouts", "range": "10.0.0.0/27"}}`, Options{}, func(r Result, p *netconf.Plan) {
+			assert.Equal(t, "10.0.0.28/30", p.HostShim.Ranges[0].String())
+			assert.Contains(t, r.Notes[0], "for 3 nodes at most")
+		}},
 		"no mode for a shim": {`{"cniVersion": "0.3.1", "type": "macvlan", "master": "eth1", "mode": "vepa", ` + whereabouts + `}`, Options{}, func(r Result, p *netconf.Plan) {
 			assert.Nil(t, p.HostShim)
 			assert.Contains(t, r.Notes[0], "no host range")
@@ -196,6 +200,7 @@ func TestSourceDesign(t *testing.T) {
 	assert.Equal(t, "storage", r.NAD.Metadata.Namespace)
 	assert.Equal(t, map[string]int{"node1": 1, "node2": 2, "node3": 5}, r.Indexes)
 	notes := strings.Join(r.Notes, "\n")
+	assert.Len(t, r.Notes, 3, notes)
 	assert.Contains(t, notes, "node2.env doesn't list 10.100.100.3 (node3)")
 	assert.Contains(t, notes, "node2.env lists 10.100.100.9 as a peer, which is no node's")
 	assert.Contains(t, notes, "learning is switched on")
@@ -204,6 +209,9 @@ func TestSourceDesign(t *testing.T) {
 	_, p = one(t, parts[1]+"\n---\n"+parts[0], Options{})
 	assert.Equal(t, "10.100.1.0/24", p.IPAM.Ranges[0].String(), "of the script")
 	assert.Equal(t, "10.100.1.0/28", p.HostShim.Ranges[0].String())
+	lone := "kind: ConfigMap\nmetadata: {name: x}\ndata: {n.env: \"NODE_VTEP=10.100.100.1\\nNODE_OVERLAY_IP=10.100.1.1\"}\n"
+	_, p = one(t, lone+"---\n"+parts[1]+"\n---\n"+strings.Replace(parts[2], "10.100.1.0/28", "10.100.1.1/32", 1), Options{})
+	assert.Equal(t, "10.100.1.0/28", p.HostShim.Ranges[0].String(), "a single address leaves no place for a second node")
 	_, err = convertText(t, parts[0], Options{})
 	require.ErrorContains(t, err, "DaemonSet is missing")
 	_, err = convertText(t, parts[1], Options{})

@@ -193,9 +193,11 @@ func (c *converter) hosts(what string, config nad.Config) ([]string, bool) {
 		return nil, false
 	}
 	var ranges []any
+	least := 1 << 16
 	for _, whole := range p.IPAM.Ranges {
 		if hosts, ok := c.top(whole, p.IPAM.Pods); ok && !slices.ContainsFunc(ranges, func(r any) bool { return sameFamily(r, hosts) }) {
 			ranges = append(ranges, hosts.String())
+			least = min(least, plan.HostRoom(hosts, whole))
 		}
 	}
 	switch len(ranges) {
@@ -206,7 +208,7 @@ func (c *converter) hosts(what string, config nad.Config) ([]string, bool) {
 	default:
 		main["hostShim"] = nad.Config{"range": ranges}
 	}
-	return []string{fmt.Sprintf("host range %v: the upper end, which pods get last. Where a pod or a device has an address in it already, choose another by --host-range", ranges)}, true
+	return []string{fmt.Sprintf("host range %v, for %d nodes at most: the upper end, which pods get last. Where a pod or a device has an address in it already, choose another by --host-range", ranges, least)}, true
 }
 
 func sameFamily(r any, p netip.Prefix) bool {

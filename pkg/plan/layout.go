@@ -129,6 +129,9 @@ func Room(whole netip.Prefix, exclude []netip.Prefix) int {
 	return room(whole, whole, exclude)
 }
 
+// HostRoom is how many nodes find room in a host range of a network.
+func HostRoom(hosts, whole netip.Prefix) int { return room(hosts, whole, nil) }
+
 // Top is the highest CIDR between first and last with more than n addresses, smaller where it would have more than atMost: for a host range in
 // a network whose pods have the lower addresses already.
 func Top(first, last netip.Addr, n, atMost int) (netip.Prefix, bool) {

@@ -33,6 +33,11 @@ func TestHarvestersExample(t *testing.T) {
 	assert.Equal(t, 30+5+32, shared.Compare[2].IPs)
 }
 
+func TestGrowthRoundsUp(t *testing.T) {
+	d := Demand{Nodes: 3, Disks: 11, Images: 0, V1: true, Shares: 1}.grown(10)
+	assert.Equal(t, Demand{Nodes: 4, Disks: 13, Images: 0, V1: true, Shares: 2}, d)
+}
+
 func TestItems(t *testing.T) {
 	for name, c := range map[string]struct {
 		d    Demand

@@ -156,9 +156,7 @@ func (r *reader) services(ctx context.Context) {
 		} `json:"spec"`
 	}) {
 		for _, ip := range s.Spec.ClusterIPs {
-			if ip != "None" {
-				r.add(plan.Service, "service "+s.Metadata.Namespace+"/"+s.Metadata.Name, ip)
-			}
+			r.add(plan.Service, "service "+s.Metadata.Namespace+"/"+s.Metadata.Name, ip) // "None" is passed over
 		}
 	})
 }
