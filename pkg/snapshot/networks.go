@@ -2,16 +2,14 @@ package snapshot
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
-	"strconv"
-
-	"go4.org/netipx"
+	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/agent"
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 )
 
@@ -51,7 +49,7 @@ type Pool struct {
 	Name     string       `json:"name"` // of the IPPool
 	Networks []string     `json:"networks"`
 	Range    netip.Prefix `json:"range"`
-	Size     uint64       `json:"size"` // addresses that pods can get; at most 2^63
+	Size     uint64       `json:"size"` // addresses that pods can get; at most 2^62
 	Used     uint64       `json:"used"` // of them
 	Declined int          `json:"quarantined"`
 	Entries  int          `json:"entries"` // of the IPPool object
@@ -74,7 +72,8 @@ func (p Pool) UsedPart() float64 {
 	return float64(p.Used) / float64(p.Size)
 }
 
-// Fill says how full the pools of the networks are: of lhstorage-ipam and whereabouts, whose objects the cluster has.
+// Fill says how full the pools of the networks are: of lhstorage-ipam and whereabouts, whose objects the cluster has. Networks with
+// node slices are left out.
 func (s *Snapshot) Fill() []Pool {
 	var pools []Pool
 	if s.Cluster == nil {
@@ -100,26 +99,26 @@ func poolsOf(plan *netconf.Plan) []ipam.Pool {
 		return nil
 	}
 	conf, err := ipam.Parse(ipam.Input{NetConf: plan.IPAM.Delegate, Cluster: true})
-	if err != nil {
-		return nil // the network's faults are told elsewhere
+	if err != nil || conf.NodeSlice > 0 {
+		return nil // its faults are told elsewhere; of slices each node has a pool of its own
 	}
 	return conf.Pools
 }
 
+// fill counts by the claims, and by what a real Whereabouts put into the IPPool.
 func (s *Snapshot) fill(p ipam.Pool) Pool {
-	given := givable(p)
-	pool := Pool{Name: p.Name, Range: p.Range, Size: size(given)}
-	held := map[netip.Addr]bool{}
+	pool := Pool{Name: p.Name, Range: p.Range}
+	var taken []netip.Addr
 	for _, c := range s.Cluster.Claims {
 		addr, err := netip.ParseAddr(c.Spec.Address)
 		if err != nil || c.Spec.Pool != p.Name {
 			continue
 		}
-		held[addr] = true
+		taken = append(taken, addr)
 		switch {
 		case c.Spec.Declined != nil:
 			pool.Declined++
-		case s.Time.Sub(c.CreationTimestamp.Time) < 24*60*60*1e9:
+		case s.Time.Sub(c.CreationTimestamp.Time) < day:
 			pool.Recent++
 		}
 	}
@@ -129,60 +128,20 @@ func (s *Snapshot) fill(p ipam.Pool) Pool {
 		}
 		pool.Entries = len(o.Spec.Allocations)
 		for key := range o.Spec.Allocations {
-			if addr, ok := addressAt(p.Kept().Addr(), key); ok {
-				held[addr] = true
+			if addr, ok := kube.EntryAddress(p, key); ok {
+				taken = append(taken, addr)
 			}
 		}
 	}
-	for addr := range held {
-		if given.Contains(addr) {
-			pool.Used++
-		}
-	}
+	usage := p.Usage(taken)
+	pool.Size, pool.Used = uint64(min(usage.Addresses, most)), uint64(min(usage.Allocated, most))
 	return pool
 }
 
-// givable is what of a pool pods can get.
-func givable(p ipam.Pool) *netipx.IPSet {
-	var b netipx.IPSetBuilder
-	b.AddRange(p.Window())
-	for _, e := range p.Exclude {
-		b.RemovePrefix(e)
-	}
-	set, err := b.IPSet()
-	if err != nil {
-		return &netipx.IPSet{} // only ranges that netipx calls invalid; the pool's are checked
-	}
-	return set
-}
-
-func size(set *netipx.IPSet) uint64 {
-	var n uint64
-	for _, p := range set.Prefixes() {
-		host := p.Addr().BitLen() - p.Bits()
-		if host >= 63 || n > math.MaxInt64 {
-			return math.MaxInt64
-		}
-		n += 1 << host
-	}
-	return n
-}
-
-// addressAt is the address of an IPPool's key: its distance from the pool's first address.
-func addressAt(base netip.Addr, key string) (netip.Addr, bool) {
-	n, err := strconv.ParseUint(key, 10, 63)
-	if err != nil {
-		return netip.Addr{}, false
-	}
-	bytes := base.AsSlice()
-	for i := len(bytes) - 1; i >= 0 && n > 0; i-- {
-		n += uint64(bytes[i])
-		bytes[i] = byte(n)
-		n >>= 8
-	}
-	addr, ok := netip.AddrFromSlice(bytes)
-	return addr, ok && n == 0
-}
+const (
+	day  = 24 * time.Hour
+	most = 1 << 62 // of addresses: nobody counts further
+)
 
 // Denies says that a resource could not be read.
 func (c *Cluster) Denies(resource string) bool {
