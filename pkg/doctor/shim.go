@@ -119,9 +119,9 @@ var attachmentChecks = []Check{
 		},
 	},
 	{
-		Code: "LHS145", Severity: Warning, Title: "Longhorn dials another address of a pod than its network wants",
-		Why: "v1 volumes attach over the other network, or not at all: Longhorn takes eth1's address, else the first that the kernel lists.",
-		Fix: "iscsiPath in the definition decides (docs/netconf.md); a pod keeps what it was started with until it is made anew",
+		Code: "LHS145", Severity: Info, Title: "Longhorn dials another address of a pod than its network would like",
+		Why: "With iscsiPath auto a pod is attached all the same. v1 volumes attach over the other network: Longhorn takes eth1's address, else the first that the kernel lists, and where the cluster network makes eth0 first (bridge, flannel, Canal) that is eth0's.",
+		Fix: "nothing, if iSCSI may go over the pod network; else a cluster network that makes its interface on the host (Cilium), or v2 volumes, which always dial the storage address",
 		look: func(v *view) []hit {
 			return v.attachedHere(func(a snapshot.Attachment) string { return a.ISCSINote })
 		},
