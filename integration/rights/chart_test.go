@@ -222,7 +222,7 @@ func (b *bed) writeAccess(t *testing.T, n *controlplane.Node, path, token string
 func (b *bed) startAgent(t *testing.T, n *controlplane.Node) {
 	t.Helper()
 	b.writeAccess(t, n, agentAccess, b.agentToken(t, n.Name))
-	argv := slices.Concat([]string{"/opt/cni/bin/lhstorage-agent"}, b.args, []string{"--kubeconfig=" + agentAccess, "--attachment-grace=1s"})
+	argv := slices.Concat([]string{"/opt/cni/bin/lhstorage-agent"}, b.args, []string{"--kubeconfig=" + agentAccess, "--attachment-grace=1s", "--leak-interval=1s"})
 	p, err := controlplane.Launch("agent on "+n.Name, n.Log("agent"), n.Host.Enter, argv, []string{"PATH=" + os.Getenv("PATH"), "NODE_NAME=" + n.Name})
 	require.NoError(t, err)
 	b.agents = append(b.agents, p)
@@ -330,6 +330,7 @@ func slicesOfNodes(t *testing.T, b *bed) {
 		name := "sliced-" + n.Name
 		b.end(t, name, b.pod(t, n, name, "sliced"))
 	}
+	time.Sleep(3 * time.Second) // the leader measures how full slices are with each look for leaked claims
 	require.NoError(t, b.Dynamic.Resource(controlplane.NetworkAttachments).Namespace(longhorn).Delete(t.Context(), "sliced", metav1.DeleteOptions{}))
 	become("not found")
 }
