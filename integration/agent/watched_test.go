@@ -25,6 +25,15 @@ var (
 func watched(t *testing.T, s *site) {
 	sh(t, s.Nodes[0], "ip link set "+shim+" down") // so that something has been repaired
 	require.Eventually(t, func() bool { return metric(t, s.Nodes[0], "lhstorage_repairs_total", "shim.up") > 0 }, promise, 50*time.Millisecond)
+	leads := func() bool {
+		for _, n := range s.Nodes {
+			if metric(t, n, "lhstorage_pool_addresses", "") > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	require.Eventually(t, leads, 3*settle, time.Second, "one of them leads, and counts the pools' addresses")
 	var there []string
 	for _, n := range s.Nodes {
 		code, body := get(n, "http://127.0.0.1:9810/metrics")
@@ -42,9 +51,6 @@ func watched(t *testing.T, s *site) {
 		require.NotEmpty(t, names, file)
 		for _, name := range names {
 			name = strings.TrimSuffix(name, "_bucket")
-			if strings.HasPrefix(name, "lhstorage_pool_") {
-				continue // of the elected parts, which this agent doesn't have yet
-			}
 			assert.True(t, slices.Contains(there, name), "%s looks at %s, which no agent has", file, name)
 		}
 	}
