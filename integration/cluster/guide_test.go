@@ -44,7 +44,7 @@ func (b bed) guide(t *testing.T, heading string) *guide {
 	for _, match := range blocks.FindAllStringSubmatch(section, -1) {
 		g.steps = append(g.steps, step{match[1], match[2]})
 	}
-	require.Equal(t, strings.Count(section, "\n```sh"), len(g.steps), "a block without a name")
+	require.Len(t, g.steps, strings.Count(section, "\n```sh"), "a block without a name")
 	return g
 }
 
