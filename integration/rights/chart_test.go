@@ -57,9 +57,8 @@ const (
 
 // unusedHere are rights that this test doesn't get used, each with who needs it.
 var unusedHere = map[string]string{
-	"lhstorage-system:lhstorage-agent may get probereports.lhstorage.io":    "probereport",
-	"lhstorage-system:lhstorage-agent may create probereports.lhstorage.io": "probereport",
-	"lhstorage-system:lhstorage-agent may patch probereports.lhstorage.io":  "probereport",
+	"lhstorage-system:lhstorage-agent may get verifications.lhstorage.io":   "an agent that a Verification asks to measure; nobody asks here",
+	"lhstorage-system:lhstorage-agent may patch verifications.lhstorage.io": "the same",
 }
 
 // settling is for how long an API server that was started again refuses what it hasn't read the rules for yet.
@@ -134,7 +133,7 @@ func (b *bed) manifest(t *testing.T) []byte {
 	t.Helper()
 	chart, err := deploy.NewChart(t.Context())
 	require.NoError(t, err)
-	rendered, err := chart.Template(t.Context(), "--set", "agent.nodeSlices=true,agent.repair=longhorn,agent.repairNamespace="+longhorn)
+	rendered, err := chart.Template(t.Context(), "--set", "agent.nodeSlices=true,agent.probeInterval=10s,agent.repair=longhorn,agent.repairNamespace="+longhorn)
 	require.NoError(t, err)
 	return rendered
 }
