@@ -172,6 +172,7 @@ func newExplain() *cobra.Command {
 		Use: "explain [CODE…]", Short: "Say what a code, or a text from an event or a log, means",
 		Long: "explain says what codes mean; with --all what all do; else what --text, or stdin, means: the message of a pod's event, a line of a log, a condition of Harvester.\n\n" +
 			"Exit codes: 0 it is known, 1 it isn't.",
+		Example: "  lhstoragectl doctor explain LHS001\n  kubectl get events -A | lhstoragectl doctor explain",
 		RunE: func(cmd *cobra.Command, codes []string) error {
 			out := cmd.OutOrStdout()
 			switch {
@@ -243,7 +244,7 @@ func newBundle() *cobra.Command {
 	f := &lookFlags{}
 	var path string
 	cmd := &cobra.Command{
-		Use: "bundle", Short: "Write all that doctor sees into a tar.gz, without secrets", Args: cobra.NoArgs,
+		Use: "bundle", Short: "Write all that doctor sees into a tar.gz, without secrets", Args: cobra.NoArgs, Example: "  lhstoragectl doctor bundle -o bundle.tar.gz",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := f.look(cmd.Context())
 			if err != nil {

@@ -58,7 +58,7 @@ func newEnable() *cobra.Command {
 func newDisable() *cobra.Command {
 	f := &switchFlags{}
 	cmd := &cobra.Command{
-		Use: "disable", Short: "Put Longhorn back on the pod network", Args: cobra.NoArgs,
+		Use: "disable", Short: "Put Longhorn back on the pod network", Args: cobra.NoArgs, Example: "  lhstoragectl disable --dry-run",
 		Long: "Puts Longhorn back on the pod network, in the same steps as enable. The network's definition is removed if lhstoragectl made it and no pod uses it.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req, err := f.request(cmd)
@@ -84,7 +84,7 @@ func newRollback() *cobra.Command {
 func followUp(use, short string, do func(*longhorn.Switch, context.Context) error) *cobra.Command {
 	f := &switchFlags{output: asTable}
 	cmd := &cobra.Command{
-		Use: use, Short: short, Args: cobra.NoArgs,
+		Use: use, Short: short, Args: cobra.NoArgs, Example: "  lhstoragectl " + use + " --dry-run\n  lhstoragectl " + use,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := f.open(cmd)
 			if err != nil {
