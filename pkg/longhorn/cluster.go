@@ -118,7 +118,10 @@ type (
 
 	manager struct {
 		metav1.ObjectMeta `json:"metadata"`
-		Status            struct {
+		Spec              struct {
+			Engine string `json:"dataEngine"`
+		} `json:"spec"`
+		Status struct {
 			State string `json:"currentState"`
 		} `json:"status"`
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/harvester"
+	"github.com/lhstorage/lhstorage/pkg/plan"
 )
 
 // reportAge is how old a measurement may be that something is judged by: agents write every ten minutes at least.
@@ -219,32 +220,36 @@ func (o *observed) judgeNetwork(r *report, req Request, now time.Time) {
 	for _, text := range s.Faults {
 		r.stop(NetworkFault, "network %s: %s", req.Network, text)
 	}
-	o.judgeRange(r, s)
+	o.judgeRange(r, s, req.RWX != nil && *req.RWX)
 	o.judgeAgents(r, s, now)
 }
 
-func (o *observed) judgeRange(r *report, s shape) {
+func (o *observed) judgeRange(r *report, s shape, rwx bool) {
 	if !o.whereabouts && (s.IPAM == "whereabouts" || s.IPAM == "lhstorage-ipam") {
 		r.stop(NoWhereaboutsCRD, "IPPools of whereabouts.cni.cncf.io aren't known here, and %s keeps addresses in them: apply the files of doc/crds of github.com/k8snetworkplumbingwg/whereabouts, of the version of the image that runs (Harvester upgraded from 1.0 lacks them, harvester issue 3168)", s.IPAM)
 	}
 	if len(s.Ranges) == 0 {
 		return
 	}
-	need, text := o.needed()
-	if have := s.room(); have < need {
-		r.stop(RangeTooSmall, "range %s has %.0f addresses for pods, and Longhorn needs %.0f: %s; choose a larger one (`lhstoragectl plan`)", s.rangesText(), have, need, text)
+	need, text := o.needed(rwx)
+	if have := s.room(); have < float64(need) {
+		r.stop(RangeTooSmall, "range %s has %.0f addresses for pods, and Longhorn needs %d: %s; choose a larger one (`lhstoragectl plan`)", s.rangesText(), have, need, text)
 	}
 }
 
-// needed is how many addresses Longhorn needs, by Longhorn's and Harvester's documents: an instance manager per node and a backing
-// image manager per disk, each twice during an upgrade, and one per image in transfer.
-func (o *observed) needed() (float64, string) {
-	disks := 0
+// needed is how many addresses Longhorn's pods need, as `lhstoragectl plan` counts them, with room for an upgrade.
+func (o *observed) needed(rwx bool) (need int, text string) {
+	demand := plan.Demand{Nodes: len(o.nodes), Images: len(o.images), V1: true, Upgrade: true, RWX: rwx}
 	for _, n := range o.nodes {
-		disks += len(n.Spec.Disks)
+		demand.Disks += len(n.Spec.Disks)
 	}
-	nodes, images := len(o.nodes), len(o.images)
-	return float64(2*nodes + 2*disks + images), fmt.Sprintf("2 for each of %d nodes, 2 for each of %d disks, 1 for each of %d images", nodes, disks, images)
+	demand.V2 = slices.ContainsFunc(o.managers, func(m manager) bool { return m.Spec.Engine == "v2" })
+	var parts []string
+	for _, i := range demand.Items() {
+		need += i.IPs
+		parts = append(parts, fmt.Sprintf("%d for %s", i.IPs, i.What))
+	}
+	return need, strings.Join(parts, ", ")
 }
 
 // room is how many addresses pods can get.
