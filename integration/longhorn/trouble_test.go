@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/utils/ptr"
@@ -34,6 +35,8 @@ func TestTrouble(t *testing.T) {
 		"a definition that nobody uses":        changedInPlace,
 		"shared volumes":                       shared,
 		"interrupted":                          interrupted,
+		"a finding is passed over":             passedOver,
+		"a user comes meanwhile":               newUser,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
@@ -260,4 +263,35 @@ func interrupted(t *testing.T, b *bed) {
 	cancel()
 	text := stopped(t, <-ended, longhorn.StepDetach)
 	assert.Contains(t, text, "interrupted while waiting so that all volumes are detached")
+}
+
+func passedOver(t *testing.T, b *bed) {
+	w := b.newWorld(t, "")
+	req := w.request()
+	gone := pod("bare", func(*corev1.Pod) {})(t, w, &req)
+	defer gone()
+	_, refused := errors.AsType[*longhorn.RefusedError](w.workflow(t).Run(t.Context(), req))
+	require.True(t, refused)
+	req.Ignore = []longhorn.Code{longhorn.CannotStop}
+	require.NoError(t, w.workflow(t).Run(t.Context(), req))
+	w.enabled(t)
+}
+
+// newUser has a pod that can't be stopped come after preflight: nothing may be stopped then.
+func newUser(t *testing.T, b *bed) {
+	w := b.newWorld(t, "")
+	before := w.state(t)
+	req := w.request()
+	var gone func()
+	w.writes.hook = func(path string) {
+		if strings.HasSuffix(path, "network-attachment-definitions") {
+			gone = pod("bare", func(*corev1.Pod) {})(t, w, &req)
+		}
+	}
+	text := stopped(t, w.workflow(t).Run(t.Context(), req), longhorn.StepStop)
+	w.writes.hook = nil
+	assert.Contains(t, text, "pod "+w.app+"/bare has no owner")
+	gone()
+	require.NoError(t, w.workflow(t).Rollback(t.Context()))
+	assert.Equal(t, before, w.state(t), "nothing was stopped")
 }

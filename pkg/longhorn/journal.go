@@ -83,6 +83,8 @@ type Journal struct {
 
 	RWX       *RWX `json:"rwx,omitempty"` // nil: it stays as it is
 	Harvester bool `json:"harvester,omitempty"`
+	// Ignore are findings that are passed over when workloads are looked at again.
+	Ignore []Code `json:"ignore,omitempty"`
 	// Switched says that the setting may have been changed: from here on the way back needs detached volumes too.
 	Switched bool `json:"switched,omitempty"`
 

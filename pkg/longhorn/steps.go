@@ -174,12 +174,11 @@ func (s *Switch) stopWorkloads(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &report{}
+	r, j := &report{}, s.journal
 	o.judgeUsers(r)
-	if len(r.findings) > 0 {
-		return fmt.Errorf("what uses volumes has changed since it was looked at:\n  - %s", strings.Join(texts(r.findings), "\n  - "))
+	if stopping := blocking(r.findings, j.Ignore); len(stopping) > 0 {
+		return fmt.Errorf("what uses volumes has changed since it was looked at:\n  - %s", strings.Join(texts(stopping), "\n  - "))
 	}
-	j := s.journal
 	j.Workloads = remember(j.Workloads, o.running())
 	j.Volumes = union(j.Volumes, o.users.Volumes)
 	if err := s.save(ctx, j); err != nil {

@@ -192,7 +192,7 @@ func (s *Switch) do(ctx context.Context, step Step) error {
 // draft is the journal of a run that is about to begin.
 func draft(o *observed, req Request, now time.Time) *Journal {
 	j := &Journal{
-		Version: journalVersion, Started: now.UTC(), Direction: Forward, Step: StepNetwork, Harvester: req.Harvester,
+		Version: journalVersion, Started: now.UTC(), Direction: Forward, Step: StepNetwork, Harvester: req.Harvester, Ignore: req.Ignore,
 		New: Network{Ref: req.Network, Config: req.Config}, Before: o.target, Workloads: o.running(), Volumes: o.users.Volumes,
 	}
 	if o.target != nil && req.Config == "" {
