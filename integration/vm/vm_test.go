@@ -87,14 +87,21 @@ func unlessOthersAreAsked(t *testing.T) {
 	}
 }
 
+// limit is how long all VMs together may take.
+func limit(t *testing.T) time.Duration {
+	t.Helper()
+	limit, err := time.ParseDuration(cmp.Or(os.Getenv(limitEnv), usualLimit.String()))
+	require.NoError(t, err, "LIMIT")
+	return limit
+}
+
 // used is how long VMs have taken so far. What is built before them doesn't count.
 var used time.Duration
 
 // carryOut boots a machine, has it do the plan, and wants each run to succeed.
 func carryOut(ctx context.Context, t *testing.T, machine Machine, plan plan) {
 	t.Helper()
-	limit, err := time.ParseDuration(cmp.Or(os.Getenv(limitEnv), usualLimit.String()))
-	require.NoError(t, err, "LIMIT")
+	limit := limit(t)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit-used, fmt.Errorf("the %s that VMs may take are over", limit))
 	defer cancel()
 	began := time.Now()
@@ -143,8 +150,10 @@ func prepare(ctx context.Context, t *testing.T, suites ...suite) plan {
 	p := plan{env: []string{
 		"CI=true", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tools.BuiltEnv + "=" + built,
 	}}
+	// A test that hangs is to say where before its VM is ended.
+	timeout := limit(t) * 8 / 10
 	for _, s := range suites {
-		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=8m", "-test.v", "-test.run=" + s.tests}
+		argv := []string{filepath.Join(built, filepath.Base(s.folder)+".test"), "-test.timeout=" + timeout.String(), "-test.v", "-test.run=" + s.tests}
 		p.runs = append(p.runs, wire.Run{Name: s.folder, Dir: filepath.Join(root, s.folder), Argv: argv})
 	}
 	return p
