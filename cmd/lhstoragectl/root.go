@@ -77,7 +77,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus(), newVerify(), newEnable(), newDisable(), newResume(), newRollback(), newDocs(root))
+	root.AddCommand(newVersion(), newLab(), newPlan(), newConvert(), newDoctor(), newStatus(), newVerify(), newReport(), newEnable(), newDisable(), newResume(), newRollback(), newDocs(root))
 	return root
 }
 

@@ -60,8 +60,9 @@ func untilOK(ctx context.Context, api *kubeapi.Client, o request.Options, until 
 func newVerify() *cobra.Command {
 	f, output := askFlags{}, asTable
 	cmd := &cobra.Command{
-		Use: "verify", Example: "  lhstoragectl verify --wait 5m", Short: "Have every node measure every leg of the storage network; exit code 1 if something is wrong", Args: cobra.NoArgs,
-		Long: "Asks the agents, through the API server, to measure every leg between all nodes and pods, and says what is wrong and whether this cluster needs the host shim. See docs/verify.md.",
+		Use: "verify", Short: "Have every node measure every leg of the storage network; exit code 1 if something is wrong", Args: cobra.NoArgs,
+		Long:    "Asks the agents, through the API server, to measure every leg between all nodes and pods, and says what is wrong and whether this cluster needs the host shim. See docs/verify.md.",
+		Example: "  lhstoragectl verify\n  lhstoragectl verify --wait 5m -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, result, err := f.ask(cmd)
 			if err != nil {
