@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -21,7 +22,12 @@ import (
 // verify runs the command as its user does, and expects an exit code.
 func (b *bed) verify(t *testing.T, code int, args ...string) (stdout, stderr string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(tools.Ours(t), "lhstoragectl"), append([]string{"verify", "--kubeconfig", b.AdminKubeconfig()}, args...)...)
+	return b.ctl(t, code, "verify", args...)
+}
+
+func (b *bed) ctl(t *testing.T, code int, command string, args ...string) (stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(tools.Ours(t), "lhstoragectl"), append([]string{command, "--kubeconfig", b.AdminKubeconfig()}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := b.Within(cmd.Run)
@@ -65,6 +71,16 @@ func TestVerify(t *testing.T) {
 		t.Logf("\n%s", out)
 		assert.Contains(t, out, "ok: 3 of 3 nodes answered; 27 legs, 0 of 27 cells")
 		assert.Contains(t, progress, "3 of 3 nodes have answered")
+	})
+	t.Run("as a page", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "report.html")
+		_, said := b.ctl(t, 0, "report", "-f", file, "--cluster-name", "test-bed")
+		assert.Contains(t, said, "wrote "+file)
+		page, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, text := range []string{"Storage network of test-bed", "All is well", "10.100.100.3", "longhorn-system/instance-manager-node2", "3 of 254 taken by pods"} {
+			assert.Contains(t, string(page), text)
+		}
 	})
 	t.Run("a link cut", func(t *testing.T) { b.cut(t, b.Nodes[0]) })
 	t.Run("an agent that is gone", func(t *testing.T) {

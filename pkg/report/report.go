@@ -84,8 +84,18 @@ func From(in verify.Input, result verify.Result, claims []v1alpha1.AddressClaim)
 	for _, n := range result.Nodes {
 		d.Nodes = append(d.Nodes, node(n, answers[n.Name], in.HostShims))
 	}
+	slices.SortStableFunc(d.Nodes, func(a, b Node) int { return natural(a.Name, b.Name) })
 	d.Links = links(result)
 	return d
+}
+
+// natural compares names as people count: worker-2 comes before worker-10.
+func natural(a, b string) int {
+	stem, other := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
+	if stem != other {
+		return strings.Compare(a, b)
+	}
+	return cmp.Or(cmp.Compare(len(strings.TrimLeft(a[len(stem):], "0")), len(strings.TrimLeft(b[len(stem):], "0"))), strings.Compare(a, b))
 }
 
 func node(n verify.Node, a v1alpha1.VerificationStatus, shims []v1alpha1.HostShim) Node {

@@ -170,6 +170,15 @@ func TestSizes(t *testing.T) {
 	assert.Contains(t, pageOf(t, site(40), 0), "780 links on which nothing is lost are not drawn")
 }
 
+func TestNodesAreInOrder(t *testing.T) {
+	in := site(11)
+	var names []string
+	for _, n := range report.From(in, verify.Judge(in), nil).Nodes {
+		names = append(names, n.Name)
+	}
+	assert.Equal(t, in.Nodes, names, "worker-2 before worker-10")
+}
+
 func TestPools(t *testing.T) {
 	d := report.From(verify.Input{}, verify.Result{}, claims(127))
 	assert.Equal(t, []report.Pool{

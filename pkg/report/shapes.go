@@ -54,7 +54,7 @@ const (
 // topology places the nodes.
 func (d Data) topology() topology {
 	n := len(d.Nodes)
-	radius := 92 + 4*math.Min(float64(n), 16)
+	radius := 88 + 4*math.Min(float64(n), 16)
 	size := 24.0
 	switch {
 	case n < 2:
@@ -62,7 +62,7 @@ func (d Data) topology() topology {
 	case n > manyNodes: // as many as find room
 		radius, size = 200, math.Max(3, math.Min(12, 2*math.Pi*200/float64(n)/3))
 	}
-	t := topology{Width: width, Height: int(2*radius) + 190}
+	t := topology{Width: width, Height: int(2*radius) + 206}
 	at := map[string]drawnNode{}
 	for i, node := range d.Nodes {
 		angle := -math.Pi/2 + 2*math.Pi*float64(i)/float64(max(n, 1))
@@ -96,7 +96,7 @@ func (d Data) topology() topology {
 func place(n Node, angle, radius, middle, size float64) drawnNode {
 	cos, sin := math.Cos(angle), math.Sin(angle)
 	v := drawnNode{Node: n, X: round(width/2 + radius*cos), Y: round(middle + radius*sin), Size: size, Class: "ok", ShimClass: "ok", Anchor: "middle"}
-	reach := size + 28
+	reach := size + 32
 	v.LabelX, v.LabelY = round(v.X+reach*cos), round(v.Y+reach*sin+4)
 	switch {
 	case cos > 0.3:
