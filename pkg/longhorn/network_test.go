@@ -24,7 +24,7 @@ func TestParseRef(t *testing.T) {
 func TestAnnotation(t *testing.T) {
 	ref := Ref{"ns", "nad"}
 	const letters = `[{"namespace": "ns", "name": "nad", "interface": "lhnet1"}]`
-	assert.True(t, ref.Annotation() == letters, "Longhorn compares it to the letter: %s", ref.Annotation())
+	assert.Equal(t, []byte(letters), []byte(ref.Annotation()), "Longhorn compares it to the letter: %s", ref)
 	for text, want := range map[string]bool{
 		ref.Annotation(): true,
 		`[{"name":"nad","namespace":"ns","interface":"lhnet1"}]`: true,
