@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/longhorn"
 )
 
 // clusterFlags say which cluster a command is about, as kubectl's flags do.
@@ -45,12 +46,12 @@ func (f *clusterFlags) client() (*kubeapi.Client, error) {
 	return api, broken(err)
 }
 
-// chosenNamespace is the one of -n, else the context's, else fallback.
-func (f *clusterFlags) chosenNamespace(fallback string) string {
+// longhornNamespace is the one of -n, else the context's, else Longhorn's own.
+func (f *clusterFlags) longhornNamespace() string {
 	if namespace, given, err := f.load().Namespace(); err == nil && (given || namespace != "default") {
 		return namespace
 	}
-	return fallback
+	return longhorn.DefaultNamespace
 }
 
 func (f *clusterFlags) load() clientcmd.ClientConfig {

@@ -46,7 +46,7 @@ func TestClusterFlags(t *testing.T) {
 			config, err := f.config()
 			require.NoError(t, err)
 			assert.Equal(t, c.host, config.Host)
-			assert.Equal(t, c.namespace, f.chosenNamespace("longhorn-system"))
+			assert.Equal(t, c.namespace, f.longhornNamespace())
 			_, err = f.client()
 			require.NoError(t, err)
 		})

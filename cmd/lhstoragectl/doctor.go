@@ -54,7 +54,7 @@ func (f *lookFlags) look(ctx context.Context) (*snapshot.Snapshot, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.Cluster, err = snapshot.Look(ctx, api, snapshot.Options{Longhorn: f.chosenNamespace("longhorn-system"), Pools: f.pools})
+		s.Cluster, err = snapshot.Look(ctx, api, snapshot.Options{Longhorn: f.longhornNamespace(), Pools: f.pools})
 		if err != nil {
 			return nil, broken(err)
 		}

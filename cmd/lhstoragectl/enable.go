@@ -125,7 +125,7 @@ func (f *switchFlags) open(cmd *cobra.Command) (*longhorn.Switch, error) {
 		return nil, err
 	}
 	return &longhorn.Switch{
-		Cluster:  &longhorn.Cluster{API: api, Namespace: f.chosenNamespace(longhorn.DefaultNamespace)},
+		Cluster:  &longhorn.Cluster{API: api, Namespace: f.longhornNamespace()},
 		Timeouts: f.timeouts,
 		Progress: func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), "…", line) },
 	}, nil

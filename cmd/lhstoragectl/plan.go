@@ -165,7 +165,7 @@ func (f *planFlags) look(cmd *cobra.Command, out *planOutput) error {
 	if err != nil {
 		return err
 	}
-	found, err := live.Read(cmd.Context(), api, f.cluster.chosenNamespace("longhorn-system"))
+	found, err := live.Read(cmd.Context(), api, f.cluster.longhornNamespace())
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (f *planFlags) look(cmd *cobra.Command, out *planOutput) error {
 // definition is the planned network's.
 func (f *planFlags) definition(p *plan.Plan) (nad.Definition, error) {
 	n := f.network
-	n.Namespace = f.cluster.chosenNamespace("longhorn-system")
+	n.Namespace = f.cluster.longhornNamespace()
 	n.Range, n.Hosts = p.Choose.Range, p.Choose.Hosts
 	for _, x := range f.options.Exclude {
 		n.Exclude = append(n.Exclude, x.String())

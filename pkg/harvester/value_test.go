@@ -55,7 +55,7 @@ func TestDefinition(t *testing.T) {
 	d, err := v.Definition(raw, 1500)
 	require.NoError(t, err)
 	const want = `{"cniVersion":"0.3.1","type":"bridge","bridge":"storage-br","promiscMode":true,"vlan":1,"ipam":{"type":"whereabouts","range":"192.168.0.0/24"}}`
-	assert.Equal(t, []byte(want), []byte(d.Spec.Config))
+	assert.Equal(t, []byte(want), []byte(d.Spec.Config)) //nolint:testifylint // to the letter: Harvester hashes it
 	assert.Equal(t, "storagenetwork-", d.Metadata.GenerateName)
 	assert.Equal(t, "harvester-system", d.Metadata.Namespace)
 	assert.Equal(t, map[string]string{"storage-network.settings.harvesterhci.io": "true"}, d.Metadata.Annotations)

@@ -24,7 +24,7 @@ func TestParseRef(t *testing.T) {
 func TestAnnotation(t *testing.T) {
 	ref := Ref{"ns", "nad"}
 	const letters = `[{"namespace": "ns", "name": "nad", "interface": "lhnet1"}]`
-	assert.Equal(t, []byte(letters), []byte(ref.Annotation()), "Longhorn compares it to the letter: %s", ref)
+	assert.Equal(t, []byte(letters), []byte(ref.Annotation()), "Longhorn compares it to the letter: %s", ref) //nolint:testifylint // as the message says
 	for text, want := range map[string]bool{
 		ref.Annotation(): true,
 		`[{"name":"nad","namespace":"ns","interface":"lhnet1"}]`: true,
