@@ -48,7 +48,7 @@ func newBed(t *testing.T) *bed {
 	require.NoError(t, err)
 	crds, err := filepath.Glob(filepath.Join(root, "deploy/crds/*.yaml"))
 	require.NoError(t, err)
-	require.Len(t, crds, 3)
+	require.NotEmpty(t, crds)
 	require.NoError(t, c.ApplyFiles(t.Context(), []string{"CustomResourceDefinition"}, crds...))
 	b := &bed{Cluster: c, calls: map[string]int{}}
 	b.api = b.client(t, "")

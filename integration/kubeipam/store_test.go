@@ -34,6 +34,7 @@ func TestOnARealAPIServer(t *testing.T) {
 		{"exhaustion", exhaustion},
 		{"collection", collection},
 		{"an entry that somebody else removed", removedByAnother},
+		{"schemas", schemas},
 		{"verbs", verbs},
 		{"many at once", many},
 		{"as many pods as addresses", exact},
