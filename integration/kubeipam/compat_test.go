@@ -26,7 +26,6 @@ func TestCompatibility(t *testing.T) {
 		{"flat file", flatFile},
 		{"big pools", bigPools},
 		{"columns", columns},
-		{"dividing ranges", dividing}, // last: it removes a Node
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b.wipe(t)

@@ -120,8 +120,9 @@ func (d *divider) like(t *testing.T, pool, after string) {
 	d.same(t, after+", with their order")
 }
 
-// dividing: step by step, both controllers come to the same.
-func dividing(t *testing.T, b *bed) {
+// Step by step, both controllers come to the same. On a cluster of its own: theirs gives up on all networks beside one that isn't whereabouts'.
+func TestDividingRanges(t *testing.T) {
+	b := newBed(t)
 	d := &divider{b, &nodeslice.Controller{API: b.client(t, ""), Namespace: ourNamespace, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}}
 	network := func(name, whole, size, more string) string {
 		return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "type": "macvlan", "ipam": {"type": "whereabouts", "range": %q, "node_slice_size": %q%s}}`, name, whole, size, more)
