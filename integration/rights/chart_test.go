@@ -59,6 +59,9 @@ const (
 var unusedHere = map[string]string{
 	"lhstorage-system:lhstorage-agent may get verifications.lhstorage.io":   "an agent that a Verification asks to measure; nobody asks here",
 	"lhstorage-system:lhstorage-agent may patch verifications.lhstorage.io": "the same",
+	"lhstorage-system:lhstorage-agent may patch overlappingrangeipreservations.whereabouts.cni.cncf.io": "a recorder that meets the reservation of a pod's earlier sandbox before " +
+		"that is released: which comes first is chance",
+	"kube-system:lhstorage-node may list addressclaims.lhstorage.io": "whoever writes a pool for a crowd, and GC: whether pods meet here is chance",
 }
 
 // settling is for how long an API server that was started again refuses what it hasn't read the rules for yet.
