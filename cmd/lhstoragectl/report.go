@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/report"
 	"github.com/lhstorage/lhstorage/pkg/verify"
@@ -22,11 +23,15 @@ func newReport() *cobra.Command {
 		Long:    "Verifies as `verify` does, and writes topology, matrix, addresses and findings as one HTML page that needs nothing else. See docs/verify.md.",
 		Example: "  lhstoragectl report --file storage.html --cluster-name east",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			in, result, err := f.ask(cmd)
+			api, err := f.cluster.client()
 			if err != nil {
 				return err
 			}
-			if err := f.write(cmd, in, result, file, name); err != nil {
+			in, result, err := f.ask(cmd, api)
+			if err != nil {
+				return err
+			}
+			if err := writePage(cmd, api, in, result, file, name); err != nil {
 				return broken(err)
 			}
 			if !result.OK {
@@ -41,14 +46,9 @@ func newReport() *cobra.Command {
 	return cmd
 }
 
-func (f *askFlags) write(cmd *cobra.Command, in verify.Input, result verify.Result, file, name string) error {
-	api, err := f.cluster.client()
-	if err != nil {
-		return err
-	}
+func writePage(cmd *cobra.Command, api *kubeapi.Client, in verify.Input, result verify.Result, file, name string) error {
 	var claims []v1alpha1.AddressClaim
-	resource := kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: v1alpha1.AddressClaimResource}
-	err = kubeapi.Each(cmd.Context(), api, resource, func(c v1alpha1.AddressClaim) { claims = append(claims, c) })
+	err := kubeapi.Each(cmd.Context(), api, kube.Claims, func(c v1alpha1.AddressClaim) { claims = append(claims, c) })
 	if err != nil {
 		return fmt.Errorf("read which addresses are taken: %w", err)
 	}

@@ -28,11 +28,7 @@ func (f *askFlags) add(cmd *cobra.Command) {
 const askAgain = 5 * time.Second
 
 // ask asks once, or until nothing is wrong.
-func (f *askFlags) ask(cmd *cobra.Command) (verify.Input, verify.Result, error) {
-	api, err := f.cluster.client()
-	if err != nil {
-		return verify.Input{}, verify.Result{}, err
-	}
+func (f *askFlags) ask(cmd *cobra.Command, api *kubeapi.Client) (verify.Input, verify.Result, error) {
 	o := request.Options{Timeout: f.timeout, Progress: func(text string) { fmt.Fprintln(cmd.ErrOrStderr(), "…", text) }}
 	return untilOK(cmd.Context(), api, o, time.Now().Add(f.wait))
 }
@@ -64,7 +60,11 @@ func newVerify() *cobra.Command {
 		Long:    "Asks the agents, through the API server, to measure every leg between all nodes and pods, and says what is wrong and whether this cluster needs the host shim. See docs/verify.md.",
 		Example: "  lhstoragectl verify\n  lhstoragectl verify --wait 5m -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, result, err := f.ask(cmd)
+			api, err := f.cluster.client()
+			if err != nil {
+				return err
+			}
+			_, result, err := f.ask(cmd, api)
 			if err != nil {
 				return err
 			}

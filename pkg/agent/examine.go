@@ -12,6 +12,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/examine"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/probe"
 	"github.com/lhstorage/lhstorage/pkg/record"
@@ -45,8 +46,7 @@ func (a *Agent) known(ctx context.Context) (examine.Known, error) {
 		}
 	}
 	var claims v1alpha1.AddressClaimList
-	resource := kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: v1alpha1.AddressClaimResource}
-	if err := a.api.List(ctx, resource, &claims, kubeapi.Cached()); err != nil {
+	if err := a.api.List(ctx, kube.Claims, &claims, kubeapi.Cached()); err != nil {
 		return k, fmt.Errorf("which pods hold addresses: %w", err)
 	}
 	k.Claims = claims.Items

@@ -53,11 +53,7 @@ func networks(namespace string) kubeapi.Resource {
 	return kubeapi.Resource{Group: "k8s.cni.cncf.io", Version: "v1", Plural: "network-attachment-definitions", Namespace: namespace}
 }
 
-var (
-	allPods   = kubeapi.Resource{Version: "v1", Plural: "pods"}
-	hostShims = kubeapi.Resource{Group: "lhstorage.io", Version: "v1alpha1", Plural: "hostshims"}
-	reports   = kubeapi.Resource{Group: "lhstorage.io", Version: "v1alpha1", Plural: "probereports"}
-)
+var allPods = kubeapi.Resource{Version: "v1", Plural: "pods"}
 
 // What is read of Longhorn's objects.
 type (

@@ -10,7 +10,10 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/harvester"
+	"github.com/lhstorage/lhstorage/pkg/hostclaim"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
 // Request is what somebody wants.
@@ -86,7 +89,6 @@ var (
 	harvesterSettings = kubeapi.Resource{Group: "harvesterhci.io", Version: "v1beta1", Plural: "settings"}
 	vmImages          = kubeapi.Resource{Group: "harvesterhci.io", Version: "v1beta1", Plural: "virtualmachineimages"}
 	machines          = kubeapi.Resource{Group: "kubevirt.io", Version: "v1", Plural: "virtualmachineinstances"}
-	ipPools           = kubeapi.Resource{Group: "whereabouts.cni.cncf.io", Version: "v1alpha1", Plural: "ippools"}
 )
 
 // reader remembers the first error, so that reading can be written down as a list.
@@ -161,9 +163,9 @@ func (o *observed) readNetwork(r *reader, req Request) {
 	for i := range pods {
 		o.readPod(&pods[i], req.Network)
 	}
-	_, o.whereabouts = all[metav1.PartialObjectMetadata](r, ipPools)
-	o.shims, o.shimsServed = all[v1alpha1.HostShim](r, hostShims)
-	o.reports, _ = all[v1alpha1.ProbeReport](r, reports)
+	_, o.whereabouts = all[metav1.PartialObjectMetadata](r, kube.Pools(metav1.NamespaceAll))
+	o.shims, o.shimsServed = all[v1alpha1.HostShim](r, hostclaim.Shims)
+	o.reports, _ = all[v1alpha1.ProbeReport](r, probereport.Resource)
 }
 
 func (o *observed) readPod(pod *corev1.Pod, target Ref) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
 // touchEvery is how often Longhorn's setting is touched while pods are wrong: after three tries within a blink longhorn-manager
@@ -205,7 +206,7 @@ func (r Reports) Verify(ctx context.Context, network Network) error {
 
 // measured are the reports without legs to pods that are gone: Longhorn has just made its pods anew.
 func (r Reports) measured(ctx context.Context) ([]v1alpha1.ProbeReport, error) {
-	measured, _, err := list[v1alpha1.ProbeReport](ctx, r.Cluster, reports)
+	measured, _, err := list[v1alpha1.ProbeReport](ctx, r.Cluster, probereport.Resource)
 	if err != nil || len(measured) == 0 {
 		return nil, err
 	}

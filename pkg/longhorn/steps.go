@@ -15,6 +15,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/harvester"
+	"github.com/lhstorage/lhstorage/pkg/hostclaim"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 )
 
@@ -138,7 +139,7 @@ func (s *Switch) waitNodes(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		shims, _, err := list[v1alpha1.HostShim](ctx, s.Cluster, hostShims)
+		shims, _, err := list[v1alpha1.HostShim](ctx, s.Cluster, hostclaim.Shims)
 		return unready(nodes, shims, shape.Parent), err
 	})
 }

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/record"
 )
@@ -87,7 +88,7 @@ func PodsOf(attachments []record.Attachment, node string) []Pod {
 // that doesn't answer is asked for again.
 func (c Cluster) Remote(ctx context.Context, node string) ([]Pod, error) {
 	var list v1alpha1.AddressClaimList
-	err := c.Client.List(ctx, resource(v1alpha1.AddressClaimResource), &list, kubeapi.Cached(), kubeapi.Labelled(v1alpha1.LabelNode, v1alpha1.LabelValue(node)))
+	err := c.Client.List(ctx, kube.Claims, &list, kubeapi.Cached(), kubeapi.Labelled(v1alpha1.LabelNode, v1alpha1.LabelValue(node)))
 	if err != nil {
 		return nil, err
 	}
@@ -107,14 +108,13 @@ func HoldersOf(claims []v1alpha1.AddressClaim, node string) []Pod {
 	return pods
 }
 
-func resource(plural string) kubeapi.Resource {
-	return kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: plural}
-}
+// Resource is the kind of the reports.
+var Resource = kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: v1alpha1.ProbeReportResource}
 
 // Read implements Reports.
 func (c Cluster) Read(ctx context.Context, node string) (v1alpha1.ProbeReportStatus, error) {
 	var report v1alpha1.ProbeReport
-	err := c.Client.Get(ctx, resource(v1alpha1.ProbeReportResource), node, &report)
+	err := c.Client.Get(ctx, Resource, node, &report)
 	if apierrors.IsNotFound(err) {
 		err = nil
 	}
@@ -123,12 +123,11 @@ func (c Cluster) Read(ctx context.Context, node string) (v1alpha1.ProbeReportSta
 
 // Write implements Reports.
 func (c Cluster) Write(ctx context.Context, node string, status v1alpha1.ProbeReportStatus) error {
-	reports := resource(v1alpha1.ProbeReportResource)
-	err := c.Client.Patch(ctx, reports, node, []kubeapi.Op{kubeapi.Test("/spec/node", node), kubeapi.Add("/status", status)}, kubeapi.Meta(nil))
+	err := c.Client.Patch(ctx, Resource, node, []kubeapi.Op{kubeapi.Test("/spec/node", node), kubeapi.Add("/status", status)}, kubeapi.Meta(nil))
 	if !apierrors.IsNotFound(err) {
 		return err
 	}
-	return c.Client.Create(ctx, reports, v1alpha1.ProbeReport{
+	return c.Client.Create(ctx, Resource, v1alpha1.ProbeReport{
 		TypeMeta:   metav1.TypeMeta{Kind: v1alpha1.ProbeReportKind, APIVersion: v1alpha1.GroupVersion.String()},
 		ObjectMeta: metav1.ObjectMeta{Name: node},
 		Spec:       v1alpha1.ProbeReportSpec{Node: node},

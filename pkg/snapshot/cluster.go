@@ -21,6 +21,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/leak"
+	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
 // Names of resources in Cluster.Absent.
@@ -124,8 +125,7 @@ func (l *looker) networks(ctx context.Context, _ Options) {
 		h.ManagedFields = nil
 		return h, true
 	})
-	reports := kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: v1alpha1.ProbeReportResource}
-	l.seen.ProbeReports = list(ctx, l, reports, func(p v1alpha1.ProbeReport) (v1alpha1.ProbeReport, bool) {
+	l.seen.ProbeReports = list(ctx, l, probereport.Resource, func(p v1alpha1.ProbeReport) (v1alpha1.ProbeReport, bool) {
 		p.ManagedFields = nil
 		return p, true
 	})

@@ -11,6 +11,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/lhstorage/lhstorage/pkg/hostclaim"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/plan"
 )
@@ -188,7 +189,7 @@ func (r *reader) podNetworks(ctx context.Context) {
 }
 
 func (r *reader) shims(ctx context.Context) {
-	each(ctx, r, kubeapi.Resource{Group: "lhstorage.io", Version: "v1alpha1", Plural: "hostshims"}, func(s struct {
+	each(ctx, r, hostclaim.Shims, func(s struct {
 		Spec struct {
 			Node   string `json:"node"`
 			Parent string `json:"parent"`
