@@ -64,11 +64,11 @@ func summarised(text string, generation int64, base netip.Addr) (taken []netip.A
 		}
 		first, err := strconv.ParseUint(from, 10, 64)
 		last, err2 := strconv.ParseUint(to, 10, 64)
-		if err != nil || err2 != nil || last < first || last-first > mostEntries {
+		if err != nil || err2 != nil || last < first || last-first >= uint64(mostEntries-len(taken)) {
 			return nil, false
 		}
-		for key := first; key <= last; key++ {
-			addr, ok := addressAt(base, strconv.FormatUint(key, 10))
+		for i := range last - first + 1 {
+			addr, ok := addressAt(base, strconv.FormatUint(first+i, 10))
 			if !ok {
 				return nil, false
 			}

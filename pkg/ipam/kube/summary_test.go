@@ -32,6 +32,8 @@ func TestSummary(t *testing.T) {
 		{"7 10.0.0.0 1-4294967296", false},
 		{"7 10.0.0.0 x", false},
 		{"7 10.0.0.0 4294967295", false},
+		{"7 10.0.0.0 0-6999", true},
+		{"7 10.0.0.0 0-6999,7000", false}, // more than a pool may hold
 	} {
 		_, ok := summarised(c.text, 7, base)
 		assert.Equal(t, c.ok, ok, c.text)
@@ -54,6 +56,26 @@ func TestSummaryThereAndBack(t *testing.T) {
 		require.Len(t, taken, len(want))
 		for _, addr := range taken {
 			require.True(t, want[addr])
+		}
+	})
+}
+
+// What isn't a summary of ours is passed over, in bounded time and space.
+func FuzzSummarised(f *testing.F) {
+	for _, seed := range []string{
+		"3 fd00:: 1-3,5", "3 fd00:: ", "3 fd00:: 18446744073709551610-18446744073709551615", "3 fd00:: 0-6999,0-6999", "3 fd00:: 1,,2", "",
+	} {
+		f.Add(seed)
+	}
+	base := netip.MustParseAddr("fd00::")
+	f.Fuzz(func(t *testing.T, text string) {
+		taken, ok := summarised(text, 3, base)
+		assert.LessOrEqual(t, len(taken), mostEntries)
+		if !ok {
+			assert.Empty(t, taken)
+		}
+		for _, addr := range taken {
+			assert.True(t, addr.Is6())
 		}
 	})
 }

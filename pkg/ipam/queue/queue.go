@@ -168,6 +168,9 @@ func (q *Queue) read(path string) (Release, error) {
 	if r.Version > Version {
 		return r, cnierr.New(cnierr.IO, "queued release %s has version %d, and this program knows %d: use the newer lhstorage that wrote it", path, r.Version, Version)
 	}
+	if q.path(r.Owner) != path {
+		return r, cnierr.New(cnierr.IO, "queued release %s isn't of the attachment that its name stands for (it says %s): something else wrote it; remove the file, and release by hand what it was for", path, r.Owner)
+	}
 	return r, nil
 }
 

@@ -172,3 +172,26 @@ func TestFull(t *testing.T) {
 	}
 	require.ErrorContains(t, Open(dir).Put(Release{Owner: owner("c1")}), "the most there may be")
 }
+
+// A file that somebody else wrote is named as long as it is there, harms no other and is never carried out.
+func FuzzForeignFile(f *testing.F) {
+	for _, seed := range []string{"", "{}", "null", "[]", `{"version": 99}`, `{"owner": {"containerID": "c1", "ifName": "net1"}, "all": true}`, "{\"owner\": {"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := filepath.Join(t.TempDir(), "queue")
+		q := Open(dir)
+		require.NoError(t, q.Put(Release{Owner: owner("c1")}))
+		foreign := filepath.Join(dir, "foreign"+suffix)
+		require.NoError(t, os.WriteFile(foreign, data, 0o600))
+		var released []string
+		for range 2 {
+			_, err := q.Replay(t.Context(), func(_ context.Context, r Release) error {
+				released = append(released, r.Owner.ContainerID)
+				return nil
+			})
+			require.ErrorContains(t, err, foreign)
+		}
+		assert.Equal(t, []string{"c1"}, released)
+	})
+}
