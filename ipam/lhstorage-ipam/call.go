@@ -15,7 +15,6 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/ipam"
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/ipam/queue"
-	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
 // call is one call of the plugin.
@@ -30,16 +29,15 @@ type call struct {
 	lost   error        // why the cluster can't even be called
 }
 
-func newCall(args *skel.CmdArgs) (*call, error) {
-	node, err := nodefile.Load()
-	if err != nil {
-		return nil, &cnierr.Error{Code: cnierr.InvalidConfig, Err: err}
+func (s standby) newCall(args *skel.CmdArgs) (c *call, err error) {
+	if s.faults != nil {
+		return nil, s.faults
 	}
-	in := ipam.Input{NetConf: args.StdinData, Args: args.Args, Cluster: node.Kubeconfig != ""}
+	in := ipam.Input{NetConf: args.StdinData, Args: args.Args, Cluster: s.node.Kubeconfig != ""}
 	if in.Flat, in.FlatPath, err = readFlat(ipam.FlatPaths(args.StdinData)); err != nil {
 		return nil, err
 	}
-	c := &call{args: args, flat: in.Flat}
+	c = &call{args: args, flat: in.Flat}
 	c.cfg, c.faults = ipam.Parse(in)
 	if cnierr.CodeOf(c.faults) == cnierr.Decode {
 		return nil, c.faults
@@ -47,11 +45,11 @@ func newCall(args *skel.CmdArgs) (*call, error) {
 	c.alloc = ipam.Allocator{
 		Pools: c.cfg.Pools, Order: c.cfg.Order,
 		Owner: ipam.Owner{
-			Network: c.cfg.Network, Node: node.NodeName, PodRef: c.cfg.Pod.Ref, PodUID: c.cfg.Pod.UID,
+			Network: c.cfg.Network, Node: s.node.NodeName, PodRef: c.cfg.Pod.Ref, PodUID: c.cfg.Pod.UID,
 			ContainerID: args.ContainerID, IfName: args.IfName, MAC: c.cfg.Pod.MAC,
 		},
 	}
-	return c, c.openStore(node)
+	return c, c.openStore(s)
 }
 
 // readFlat reads the first file that exists; nil when none does.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/hostclaim"
-	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 	"github.com/lhstorage/lhstorage/pkg/place"
@@ -30,7 +29,7 @@ type question struct {
 }
 
 // hostShimMain claims this node's place on the parent of the network on stdin, and prints it.
-func hostShimMain(argv []string) error {
+func hostShimMain(s standby, argv []string) error {
 	var q question
 	if len(argv) > 1 {
 		return cnierr.New(cnierr.InvalidEnvironment, `usage: lhstorage-ipam host-shim ['{"seen": …, "last": …}'], with a network's configuration on stdin`)
@@ -48,13 +47,12 @@ func hostShimMain(argv []string) error {
 	if err != nil {
 		return err
 	}
-	node, err := nodefile.Load()
-	if err != nil {
-		return &cnierr.Error{Code: cnierr.InvalidConfig, Err: err}
+	if s.faults != nil {
+		return s.faults
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), hostShimTime)
 	defer cancel()
-	answer, err := claimPlace(ctx, plan, node, q)
+	answer, err := s.claimPlace(ctx, plan, q)
 	if err != nil {
 		return err
 	}
@@ -64,13 +62,12 @@ func hostShimMain(argv []string) error {
 	return nil
 }
 
-func claimPlace(ctx context.Context, plan *netconf.Plan, node nodefile.File, q question) (hostclaim.Answer, error) {
-	if node.Kubeconfig == "" {
+func (s standby) claimPlace(ctx context.Context, plan *netconf.Plan, q question) (hostclaim.Answer, error) {
+	if s.node.Kubeconfig == "" {
 		return hostclaim.Answer{}, cnierr.New(cnierr.InvalidConfig, "host-shim: the node file %s names no kubeconfig: places are kept in a cluster", nodefile.Path())
 	}
-	api, err := kubeapi.Load(node.Kubeconfig, "lhstorage-ipam/"+version)
-	if err != nil {
-		return hostclaim.Answer{}, err
+	if s.lost != nil {
+		return hostclaim.Answer{}, s.lost
 	}
 	if q.Seen == nil {
 		seen, err := see(plan)
@@ -86,7 +83,7 @@ func claimPlace(ctx context.Context, plan *netconf.Plan, node nodefile.File, q q
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return hostclaim.Answer{}, cnierr.New(cnierr.IO, "read this machine's id: %w", err)
 	}
-	c := hostclaim.Claimer{API: api, Node: node, MachineID: strings.TrimSpace(string(machine)), Answers: probe.Answers}
+	c := hostclaim.Claimer{API: s.api, Node: s.node, MachineID: strings.TrimSpace(string(machine)), Answers: probe.Answers}
 	return c.Claim(ctx, plan, *q.Seen, *q.Last)
 }
 

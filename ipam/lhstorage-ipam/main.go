@@ -27,17 +27,26 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "decline" {
-		exit(cnierr.ToCNI(declineMain(os.Args[2:])))
+	if os.Getenv("CNI_COMMAND") == "VERSION" {
+		exit(serve(standby{}))
 		return
 	}
-	if len(os.Args) > 1 && os.Args[1] == "host-shim" {
-		exit(cnierr.ToCNI(hostShimMain(os.Args[2:])))
-		return
+	s := standBy()
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "decline":
+		exit(cnierr.ToCNI(declineMain(s, os.Args[2:])))
+	case len(os.Args) > 1 && os.Args[1] == "host-shim":
+		exit(cnierr.ToCNI(hostShimMain(s, os.Args[2:])))
+	default:
+		exit(serve(s))
 	}
-	exit(skel.PluginMainFuncsWithError(skel.CNIFuncs{
-		Add: verb(add), Del: verb(del), Check: verb(check), Status: verb(status), GC: verb(gc),
-	}, cniversion.All, "lhstorage-ipam: addresses for a storage network, see docs/ipam.md"))
+}
+
+// serve serves the verbs of CNI.
+func serve(s standby) *types.Error {
+	return skel.PluginMainFuncsWithError(skel.CNIFuncs{
+		Add: s.verb(add), Del: s.verb(del), Check: s.verb(check), Status: s.verb(status), GC: s.verb(gc),
+	}, cniversion.All, "lhstorage-ipam: addresses for a storage network, see docs/ipam.md")
 }
 
 // exit prints an error as the CNI error object on stdout, as runtimes and main
@@ -53,17 +62,17 @@ func exit(err *types.Error) {
 }
 
 // verb gives a verb its errors' codes and its time.
-func verb(run func(context.Context, *call) error) func(*skel.CmdArgs) error {
+func (s standby) verb(run func(context.Context, *call) error) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) error {
-		if err := runVerb(args, run); err != nil {
+		if err := s.run(args, run); err != nil {
 			return cnierr.ToCNI(err)
 		}
 		return nil
 	}
 }
 
-func runVerb(args *skel.CmdArgs, run func(context.Context, *call) error) error {
-	c, err := newCall(args)
+func (s standby) run(args *skel.CmdArgs, run func(context.Context, *call) error) error {
+	c, err := s.newCall(args)
 	if err != nil {
 		return err
 	}
@@ -72,7 +81,7 @@ func runVerb(args *skel.CmdArgs, run func(context.Context, *call) error) error {
 	return run(ctx, c)
 }
 
-func declineMain(argv []string) error {
+func declineMain(s standby, argv []string) error {
 	if len(argv) != 2 {
 		return cnierr.New(cnierr.InvalidEnvironment, "usage: lhstorage-ipam decline ADDRESS MAC, with the environment and the input of an ADD")
 	}
@@ -93,5 +102,5 @@ func declineMain(argv []string) error {
 			return cnierr.New(cnierr.InvalidEnvironment, "required env variable %s missing", v.name)
 		}
 	}
-	return runVerb(args, func(ctx context.Context, c *call) error { return c.decline(ctx, addr, argv[1]) })
+	return s.run(args, func(ctx context.Context, c *call) error { return c.decline(ctx, addr, argv[1]) })
 }

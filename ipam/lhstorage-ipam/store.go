@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lhstorage/lhstorage/pkg/cnierr"
 	"github.com/lhstorage/lhstorage/pkg/ipam"
 	"github.com/lhstorage/lhstorage/pkg/ipam/embedded"
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
@@ -23,39 +24,66 @@ const replayPart = 3
 // version is what the build says it is.
 var version = "unknown"
 
+// standby is what this program has before it has its input. The main plugin starts it ahead of time: it stands by, connected to
+// the API server, while the node is looked at.
+type standby struct {
+	node   nodefile.File
+	faults error           // of the node file
+	api    *kubeapi.Client // nil without a cluster
+	lost   error           // why the cluster can't even be called
+}
+
+func standBy() standby {
+	node, err := nodefile.Load()
+	if err != nil {
+		return standby{faults: &cnierr.Error{Code: cnierr.InvalidConfig, Err: err}}
+	}
+	s := standby{node: node}
+	if node.Kubeconfig != "" {
+		s.api, s.lost = loadAPI(node.Kubeconfig)
+	}
+	return s
+}
+
+func loadAPI(kubeconfig string) (*kubeapi.Client, error) {
+	return kubeapi.Load(kubeconfig, "lhstorage-ipam/"+version)
+}
+
 // openStore opens the store that the node and the configuration ask for. Claims on this
 // machine's disk say nothing about other nodes: where a cluster is meant they are no way out.
-func (c *call) openStore(node nodefile.File) error {
-	kubeconfig := cmp.Or(node.Kubeconfig, c.cfg.Kubeconfig)
-	if kubeconfig != "" {
-		c.openCluster(node, kubeconfig)
+func (c *call) openStore(s standby) error {
+	switch {
+	case s.node.Kubeconfig != "":
+		c.openCluster(s)
+		return nil
+	case c.cfg.Kubeconfig != "":
+		s.api, s.lost = loadAPI(c.cfg.Kubeconfig)
+		c.openCluster(s)
 		return nil
 	}
 	boot, err := embedded.BootID()
 	if err != nil {
 		return err
 	}
-	c.alloc.Store, err = embedded.Open(filepath.Join(node.StateDir, "ipam"), boot)
+	c.alloc.Store, err = embedded.Open(filepath.Join(s.node.StateDir, "ipam"), boot)
 	return err
 }
 
 // openCluster opens the cluster's store, or says in c.lost why not. The node file's kubeconfig is the one that the
 // installer wrote, with the rights that are needed; one in the network's configuration says where
 // Whereabouts' objects are, and serves where the node file has none.
-func (c *call) openCluster(node nodefile.File, kubeconfig string) {
-	c.queue = queue.Open(filepath.Join(node.StateDir, queue.DirName))
-	api, err := kubeapi.Load(kubeconfig, "lhstorage-ipam/"+version)
-	if err != nil {
-		c.lost = err
+func (c *call) openCluster(s standby) {
+	c.queue = queue.Open(filepath.Join(s.node.StateDir, queue.DirName))
+	if c.lost = s.lost; c.lost != nil {
 		return
 	}
-	namespace := api.Namespace
-	if c.cfg.Kubeconfig != "" && c.cfg.Kubeconfig != kubeconfig {
+	namespace := s.api.Namespace
+	if c.cfg.Kubeconfig != "" && s.node.Kubeconfig != "" && c.cfg.Kubeconfig != s.node.Kubeconfig {
 		namespace = cmp.Or(kubeapi.NamespaceOf(c.cfg.Kubeconfig), namespace)
 	}
 	c.store = kube.New(kube.Options{
-		API: api, Namespace: namespace, Pools: c.cfg.Pools, Order: c.cfg.Order,
-		Agent: node.Record == nodefile.RecordAgent, Journal: filepath.Join(node.RunDir, kube.JournalName), Queue: c.queue,
+		API: s.api, Namespace: namespace, Pools: c.cfg.Pools, Order: c.cfg.Order,
+		Agent: s.node.Record == nodefile.RecordAgent, Journal: filepath.Join(s.node.RunDir, kube.JournalName), Queue: c.queue,
 		Warn: func(text string) { c.say("%s", text) },
 	})
 	c.alloc.Store, c.alloc.Spread = c.store, true

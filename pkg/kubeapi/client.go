@@ -52,8 +52,9 @@ type Client struct {
 	slow atomic.Int64 // the longest that an answer took, nanoseconds
 }
 
-// Load reads a kubeconfig's current context. Errors have code 7 and name the file; no call
-// is made.
+// Load reads a kubeconfig's current context, for a process that lives as long as a call: it connects at once, beside
+// what the process does before its first call, for TLS alone takes as long as a call. Errors have code 7 and name the file; that the
+// server can't be reached is none, the first call says so.
 func Load(kubeconfig, userAgent string) (*Client, error) {
 	file, err := clientcmd.LoadFromFile(kubeconfig)
 	if err != nil {
@@ -65,7 +66,7 @@ func Load(kubeconfig, userAgent string) (*Client, error) {
 		return nil, cnierr.New(cnierr.InvalidConfig, "kubeconfig %s: %w", kubeconfig, err)
 	}
 	cfg.UserAgent = userAgent
-	client, err := New(cfg)
+	client, err := newClient(cfg, connecting)
 	if err != nil {
 		return nil, cnierr.New(cnierr.InvalidConfig, "kubeconfig %s: %w", kubeconfig, err)
 	}
@@ -85,15 +86,19 @@ func NamespaceOf(kubeconfig string) string {
 	return file.Contexts[file.CurrentContext].Namespace
 }
 
-// New makes a client of a configuration.
+// New makes a client of a configuration. No call is made.
 func New(cfg *rest.Config) (*Client, error) {
+	return newClient(cfg, func(cfg *rest.Config, _ *url.URL) (*http.Client, error) { return rest.HTTPClientFor(cfg) })
+}
+
+func newClient(cfg *rest.Config, clientOf func(*rest.Config, *url.URL) (*http.Client, error)) (*Client, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.DisableCompression = true // the server is near, and its time is what is short
 	base, _, err := rest.DefaultServerURL(cfg.Host, "", schema.GroupVersion{}, cfg.CAFile != "" || len(cfg.CAData) > 0 || cfg.Insecure)
 	if err != nil {
 		return nil, fmt.Errorf("server %q: %w", cfg.Host, err)
 	}
-	client, err := rest.HTTPClientFor(cfg)
+	client, err := clientOf(cfg, base)
 	if err != nil {
 		return nil, err
 	}

@@ -153,7 +153,7 @@ func TestLoad(t *testing.T) {
 	require.ErrorContains(t, err, path)
 	config := map[string]any{
 		"apiVersion": "v1", "kind": "Config", "current-context": "here",
-		"clusters": []any{map[string]any{"name": "c", "cluster": map[string]any{"server": "https://10.0.0.1:6443"}}},
+		"clusters": []any{map[string]any{"name": "c", "cluster": map[string]any{"server": "https://127.0.0.1:1"}}},
 		"users":    []any{map[string]any{"name": "u", "user": map[string]any{"token": "t"}}},
 		"contexts": []any{map[string]any{"name": "here", "context": map[string]any{"cluster": "c", "user": "u", "namespace": "storage"}}},
 	}
@@ -162,7 +162,7 @@ func TestLoad(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, data, 0o600))
 	c, err := Load(path, "test")
 	require.NoError(t, err)
-	assert.Equal(t, "10.0.0.1:6443", c.Server())
+	assert.Equal(t, "127.0.0.1:1", c.Server())
 	assert.Equal(t, "storage", c.Namespace)
 	assert.Equal(t, "storage", NamespaceOf(path))
 	config["current-context"] = "elsewhere"
