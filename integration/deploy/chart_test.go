@@ -9,6 +9,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
 	"github.com/lhstorage/lhstorage/pkg/netconf"
@@ -110,10 +113,10 @@ func TestMonitoring(t *testing.T) {
 	c := newChart(t)
 	got, err := c.Template(t.Context())
 	require.NoError(t, err)
-	for _, kind := range []string{"PrometheusRule", "lhstorage-dashboard"} {
+	for _, kind := range []string{"PrometheusRule", "PodMonitor", "lhstorage-dashboard"} {
 		assert.NotContains(t, string(got), kind, "by default")
 	}
-	got, err = c.Template(t.Context(), "--show-only", "templates/monitoring.yaml", "--set", "monitoring.rules=true,monitoring.ruleLabels.release=kube-prometheus,monitoring.dashboard=true")
+	got, err = c.Template(t.Context(), "--show-only", "templates/monitoring.yaml", "--set", "monitoring.rules=true,monitoring.ruleLabels.release=kube-prometheus,monitoring.dashboard=true,monitoring.podMonitor=true,monitoring.podMonitorLabels.release=kube-prometheus")
 	require.NoError(t, err)
 	type object struct {
 		Kind     string
@@ -127,8 +130,8 @@ func TestMonitoring(t *testing.T) {
 		require.NoError(t, yaml.Unmarshal([]byte(document), &o))
 		objects[o.Kind] = o
 	}
-	require.Len(t, objects, 2)
-	rules, dashboard := objects["PrometheusRule"], objects["ConfigMap"]
+	require.Len(t, objects, 3)
+	rules, dashboard, monitor := objects["PrometheusRule"], objects["ConfigMap"], objects["PodMonitor"]
 	var source object
 	text, err := os.ReadFile(filepath.Join(c.root, "deploy/alerts/lhstorage.yaml"))
 	require.NoError(t, err)
@@ -140,4 +143,32 @@ func TestMonitoring(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, string(board), dashboard.Data["lhstorage.json"])
 	assert.Equal(t, "1", dashboard.Metadata.Labels["grafana_dashboard"])
+	assert.Equal(t, "kube-prometheus", monitor.Metadata.Labels["release"])
+	finds(t, c, monitor.Spec)
+}
+
+// finds holds a PodMonitor's spec against the DaemonSet that it is for.
+func finds(t *testing.T, c *Chart, spec any) {
+	t.Helper()
+	text, err := c.Template(t.Context(), "--show-only", "templates/daemonset.yaml")
+	require.NoError(t, err)
+	var agents appsv1.DaemonSet
+	require.NoError(t, yaml.Unmarshal(text, &agents))
+	var monitor struct {
+		Selector            metav1.LabelSelector
+		PodMetricsEndpoints []struct{ Port string }
+	}
+	data, err := yaml.Marshal(spec)
+	require.NoError(t, err)
+	require.NoError(t, yaml.Unmarshal(data, &monitor))
+	selector, err := metav1.LabelSelectorAsSelector(&monitor.Selector)
+	require.NoError(t, err)
+	assert.False(t, selector.Empty())
+	assert.True(t, selector.Matches(labels.Set(agents.Spec.Template.Labels)))
+	require.Len(t, monitor.PodMetricsEndpoints, 1)
+	var ports []string
+	for _, p := range agents.Spec.Template.Spec.Containers[0].Ports {
+		ports = append(ports, p.Name)
+	}
+	assert.Contains(t, ports, monitor.PodMetricsEndpoints[0].Port)
 }

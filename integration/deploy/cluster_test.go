@@ -72,6 +72,7 @@ type writers struct {
 	loose, looseAgent    *kubeapi.Client // the same accounts, by tokens that are bound to nothing
 	agentToken           string
 	shims, claims, nodes kubeapi.Resource
+	questions            kubeapi.Resource // Verifications
 }
 
 func newWriters(t *testing.T, c *controlplane.Cluster) *writers {
@@ -108,7 +109,7 @@ func newWriters(t *testing.T, c *controlplane.Cluster) *writers {
 		nodeA: client(token("kube-system", "lhstorage-node", "Node", "node-a")), nodeB: client(token("kube-system", "lhstorage-node", "Node", "node-b")),
 		agentToken: token(Namespace, "lhstorage-agent", "Pod", pod.Name),
 		loose:      client(token("kube-system", "lhstorage-node", "", "")), looseAgent: client(token(Namespace, "lhstorage-agent", "", "")),
-		shims: group(v1alpha1.HostShimResource), claims: group("addressclaims"), nodes: kubeapi.Resource{Version: "v1", Plural: "nodes"},
+		shims: group(v1alpha1.HostShimResource), claims: group("addressclaims"), questions: group(v1alpha1.VerificationResource), nodes: kubeapi.Resource{Version: "v1", Plural: "nodes"},
 	}
 	w.agentA = client(w.agentToken)
 	return w
@@ -130,6 +131,14 @@ func claim(node, address, podRef string) v1alpha1.AddressClaim {
 	}
 }
 
+func question(node string) v1alpha1.Verification {
+	return v1alpha1.Verification{
+		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: v1alpha1.VerificationKind},
+		ObjectMeta: metav1.ObjectMeta{Name: node},
+		Spec:       v1alpha1.VerificationSpec{Node: node, ID: "1", Time: metav1.Now()},
+	}
+}
+
 // attempt is a write, and whether it is let.
 type attempt struct {
 	what  string
@@ -143,6 +152,9 @@ func policies(t *testing.T, w *writers) {
 	require.NoError(t, w.admin.Create(ctx, w.shims, shim("node-b", 2), nil), "somebody else's objects aren't looked at")
 	for _, c := range []v1alpha1.AddressClaim{claim("node-b", "10.100.1.20", "default/b"), claim("node-b", "10.100.1.21", "default/moves"), claim("node-b", "10.100.1.22", "default/leaked")} {
 		require.NoError(t, w.admin.Create(ctx, w.claims, c, nil))
+	}
+	for _, node := range []string{"node-a", "node-b"} {
+		require.NoError(t, w.admin.Create(ctx, w.questions, question(node), nil))
 	}
 	// The API server needs a moment to take policies up.
 	require.NoError(t, controlplane.Until(ctx, nil, "the policies are in force", func(ctx context.Context) error {
@@ -168,6 +180,9 @@ func policies(t *testing.T, w *writers) {
 		return func(ctx context.Context, c *kubeapi.Client) error {
 			return c.Patch(ctx, w.shims, name+"/status", []kubeapi.Op{kubeapi.Add("/status", v1alpha1.HostShimStatus{Ready: metav1.ConditionTrue})}, nil)
 		}
+	}
+	answer := func(node string) func(context.Context, *kubeapi.Client) error {
+		return patch(w.questions, node, kubeapi.Add("/status", v1alpha1.VerificationStatus{ID: "1"}))
 	}
 	for _, a := range []attempt{
 		{"a plugin makes its node's place", w.nodeA, create(w.shims, shim("node-a", 1)), true},
@@ -205,6 +220,10 @@ func policies(t *testing.T, w *writers) {
 		{"an agent removes a claim that was given up", w.agentA, remove(w.claims, "10.100.1.22"), true},
 		{"a plugin gives up its claim", w.nodeA, patch(w.claims, "10.100.1.16", released), true},
 		{"another node's plugin removes a claim that was given up", w.nodeB, remove(w.claims, "10.100.1.16"), true},
+		{"an agent answers for its node", w.agentA, answer("node-a"), true},
+		{"an agent answers for another node", w.agentA, answer("node-b"), false},
+		{"an agent without a node answers", w.looseAgent, answer("node-a"), false},
+		{"an agent asks another node", w.agentA, patch(w.questions, "node-b", kubeapi.Add("/spec/id", "2")), false},
 		{"a plugin removes its claim", w.nodeA, remove(w.claims, "10.100.1.21"), true},
 		{"a plugin removes its place", w.nodeA, remove(w.shims, "vxlan-storage-1"), true},
 	} {
