@@ -117,10 +117,12 @@ var broken = []struct {
 	{"VTEP removed", "dev=$(ip -o addr show to 10.100.100.1/32 | awk '{print $2}'); ip addr del 10.100.100.1/32 dev $dev", "vtep.", []string{"lo", "dummy0"}},
 }
 
-// Whatever is broken is put right and counted, nothing else is touched, and the pod's interface lives on.
+// Whatever is broken is put right and counted, nothing else is touched, and the pod's interface lives on; what passes between other
+// nodes loses no packet.
 func chaos(t *testing.T, b *bed) {
 	n := b.Nodes[0]
 	pod := b.run(t, n, "steady")
+	far := b.elsewhere(t, "chaos")
 	index, err := testnode.Links(pod.Netns)
 	require.NoError(t, err)
 	want := state(t, n)
@@ -139,6 +141,7 @@ func chaos(t *testing.T, b *bed) {
 			addrs, err := testnode.Addresses(pod.Netns, ifName)
 			require.NoError(t, err)
 			assert.Len(t, addrs, 1)
+			require.Eventually(t, func() bool { return answers(t, pod, far) }, settle, 20*time.Millisecond, "the pod reaches one on another node")
 		})
 	}
 	ok, why := ready(n)
@@ -173,6 +176,7 @@ func two(t *testing.T, b *bed) {
 // A peer is there when its HostShim is, changes with it, and is gone when its Node is. An entry that nobody knows stays as long as a node has no place.
 func peers(t *testing.T, b *bed) {
 	n := b.Nodes[1]
+	b.elsewhere(t, "peers")
 	base := state(t, n)
 	nodes := b.Kube.CoreV1().Nodes()
 	_, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "ghost"}}, metav1.CreateOptions{})
