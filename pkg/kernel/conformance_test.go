@@ -178,9 +178,16 @@ func (w *world) delFlood(name, vtep string) error {
 // routeTo gives what the kernel would do with dst as an error's text, so that it
 // is compared like all else.
 func (w *world) routeTo(dst string) error {
-	r, err := w.k.RouteTo(netip.MustParseAddr(dst))
+	addr := netip.MustParseAddr(dst)
+	r, err := w.k.RouteTo(addr)
 	if err != nil {
+		if many, manyErr := w.k.RoutesTo([]netip.Addr{addr}); manyErr != nil || len(many) > 0 {
+			return fmt.Errorf("asked for many it leads to %v, %w", many, manyErr)
+		}
 		return err
+	}
+	if many, err := w.k.RoutesTo([]netip.Addr{addr, addr}); err != nil || !slices.Equal(many, []Route{r, r}) {
+		return fmt.Errorf("asked for many it is %v instead of %+v, %w", many, r, err)
 	}
 	l, err := w.k.LinkByIndex(r.Link)
 	if err != nil {

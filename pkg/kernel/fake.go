@@ -516,6 +516,16 @@ func (f *Fake) RouteTo(dst netip.Addr) (Route, error) {
 	return best, nil
 }
 
+// RoutesTo implements Kernel.
+func (f *Fake) RoutesTo(dsts []netip.Addr) (routes []Route, err error) {
+	for _, dst := range dsts {
+		if r, err := f.RouteTo(dst); err == nil {
+			routes = append(routes, r)
+		}
+	}
+	return routes, nil
+}
+
 // Flood implements Kernel.
 func (f *Fake) Flood(index int) ([]netip.Addr, error) {
 	vteps := slices.Clone(f.floods[index])

@@ -43,6 +43,8 @@ type Kernel interface {
 	DelRoute(r Route) error
 	// RouteTo says how the kernel would send to dst.
 	RouteTo(dst netip.Addr) (Route, error)
+	// RoutesTo is RouteTo for many; those that can't be reached are left out.
+	RoutesTo(dsts []netip.Addr) ([]Route, error)
 
 	// Flood lists the VTEPs that a VXLAN device sends unknown, broadcast and
 	// multicast frames to: its permanent forwarding entries for 00:00:00:00:00:00.

@@ -430,24 +430,7 @@ func (k *Netlink) RouteTo(dst netip.Addr) (Route, error) {
 	return route, nil
 }
 
-// Flood implements Kernel.
-func (k *Netlink) Flood(index int) ([]netip.Addr, error) {
-	list, err := retryDump(func() ([]netlink.Neigh, error) { return k.h.NeighList(index, unix.AF_BRIDGE) })
-	if err != nil {
-		return nil, fmt.Errorf("list the forwarding entries of device #%d: %w", index, err)
-	}
-	var vteps []netip.Addr
-	for _, n := range list {
-		addr, ok := netip.AddrFromSlice(n.IP)
-		if ok && isZero(n.HardwareAddr) && n.State&unix.NUD_PERMANENT != 0 {
-			vteps = append(vteps, addr.Unmap())
-		}
-	}
-	slices.SortFunc(vteps, netip.Addr.Compare)
-	return vteps, nil
-}
-
-func isZero(mac net.HardwareAddr) bool {
+func isZero(mac []byte) bool {
 	return !slices.ContainsFunc(mac, func(b byte) bool { return b != 0 })
 }
 

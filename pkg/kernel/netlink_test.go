@@ -222,3 +222,19 @@ func TestHost(t *testing.T) {
 	_, err = k.Sysctl("net/ipv4/ip_forward")
 	assert.NoError(t, err)
 }
+
+// A thousand routes are more answers than a socket's buffer holds; those that lead nowhere are left out.
+func TestThousandRoutes(t *testing.T) {
+	w := realWorld(t)
+	require.NoError(t, w.addAddr("under0", "10.9.0.1/22"))
+	var asked []netip.Addr
+	for i := range 1500 {
+		asked = append(asked, netip.AddrFrom4([4]byte{10, 9, byte(i / 250), byte(2 + i%250)}), netip.AddrFrom4([4]byte{10, 77, byte(i / 250), byte(i % 250)}))
+	}
+	routes, err := w.k.RoutesTo(asked)
+	require.NoError(t, err)
+	require.Len(t, routes, 1000)
+	for i, r := range routes {
+		require.Equal(t, Route{Dst: netip.PrefixFrom(asked[2*i], 32), Link: w.at("under0"), Src: netip.MustParseAddr("10.9.0.1")}, r)
+	}
+}

@@ -131,7 +131,8 @@ func (e *Ensurer) lock(ctx context.Context) (unlock func(), err error) {
 type run struct {
 	*Ensurer
 	plan    *netconf.Plan
-	last    place.Place
+	saved   place.Place // the answer on disk
+	last    place.Place // what a round goes by
 	fresh   bool         // the MTU must be worked out anew
 	passive bool         // nothing may be changed, in the cluster neither
 	asked   time.Time    // when the cluster gave last
@@ -145,7 +146,7 @@ type run struct {
 
 // look does one round without changing anything; quiet means nothing is to do.
 func (r *run) look(ctx context.Context) (quiet bool, err error) {
-	if r.last, r.asked, err = loadPlace(r.placePath()); err != nil {
+	if err := r.load(); err != nil {
 		return false, err
 	}
 	if err := r.resolve(ctx); err != nil {
@@ -181,7 +182,7 @@ func (r *run) look(ctx context.Context) (quiet bool, err error) {
 
 func (r *run) apply(ctx context.Context) (err error) {
 	r.fresh = true
-	if r.last, r.asked, err = loadPlace(r.placePath()); err != nil { // another process may have been quicker
+	if err := r.load(); err != nil { // another process may have been quicker
 		return err
 	}
 	if err := r.own(); err != nil {
@@ -567,11 +568,15 @@ func (r *run) placePath() string {
 	return filepath.Join(r.Node.StateDir, "place", url.PathEscape(r.plan.Name)+"@"+r.plan.Parent.Name+".json")
 }
 
-// answered says that the answer on disk is the one just found.
-func (r *run) answered() bool {
-	saved, _, err := loadPlace(r.placePath())
-	return err == nil && same(saved, r.state.Place)
+// load reads the answer on disk.
+func (r *run) load() (err error) {
+	r.saved, r.asked, err = loadPlace(r.placePath())
+	r.last = r.saved
+	return err
 }
+
+// answered says that the answer on disk is the one just found.
+func (r *run) answered() bool { return same(r.saved, r.state.Place) }
 
 func same(a, b place.Place) bool {
 	return a.Index == b.Index && a.VTEP == b.VTEP && a.MTU == b.MTU &&

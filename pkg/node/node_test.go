@@ -445,9 +445,9 @@ type asked struct {
 	routes, devices int
 }
 
-func (k *asked) RouteTo(dst netip.Addr) (kernel.Route, error) {
-	k.routes++
-	return k.Kernel.RouteTo(dst)
+func (k *asked) RoutesTo(dsts []netip.Addr) ([]kernel.Route, error) {
+	k.routes += len(dsts)
+	return k.Kernel.RoutesTo(dsts)
 }
 
 func (k *asked) LinkByIndex(index int) (kernel.Link, error) {

@@ -14,8 +14,7 @@ const StepClaim = "claim"
 // stops at the first; here each part of the node is looked at though another is amiss, and the MTU is worked out anew.
 func (e *Ensurer) Pending(ctx context.Context, plan *netconf.Plan) (state State, changes []Change, faults []error) {
 	r := &run{Ensurer: e, plan: plan, passive: true, fresh: true}
-	var err error
-	if r.last, r.asked, err = loadPlace(r.placePath()); err != nil {
+	if err := r.load(); err != nil {
 		faults = append(faults, err)
 	}
 	switch err := r.resolve(ctx); {

@@ -197,7 +197,10 @@ func AutoMTU(k kernel.Kernel, vtep netip.Addr, peers []netip.Addr) (int, error) 
 	if vtep.Is6() {
 		overhead = overheadIPv6
 	}
-	smallest := smallestRoute(k, peers)
+	smallest, err := smallestRoute(k, peers)
+	if err != nil {
+		return 0, err
+	}
 	if smallest == 0 {
 		mtu, err := underlayMTU(k)
 		if err != nil {
@@ -214,14 +217,14 @@ func AutoMTU(k kernel.Kernel, vtep netip.Addr, peers []netip.Addr) (int, error) 
 
 // smallestRoute is the smallest MTU of the routes to peers, 0 where none can be reached: a peer that is away must not keep pods from
 // starting. A thousand peers are behind a few devices, so each of those is asked once.
-func smallestRoute(k kernel.Kernel, peers []netip.Addr) int {
+func smallestRoute(k kernel.Kernel, peers []netip.Addr) (int, error) {
+	routes, err := k.RoutesTo(peers)
+	if err != nil {
+		return 0, err
+	}
 	smallest := 0
 	devices := map[int]int{} // MTU by index; 0 for one that is gone
-	for _, peer := range peers {
-		r, err := k.RouteTo(peer)
-		if err != nil {
-			continue
-		}
+	for _, r := range routes {
 		if r.MTU == 0 {
 			mtu, known := devices[r.Link]
 			if !known {
@@ -236,7 +239,7 @@ func smallestRoute(k kernel.Kernel, peers []netip.Addr) int {
 			smallest = r.MTU
 		}
 	}
-	return smallest
+	return smallest, nil
 }
 
 const minMTU = 576 // what every IPv4 host must take, RFC 1122 section 3.3.2
