@@ -27,6 +27,13 @@ type Firewall struct {
 	// Run's own.
 	said string // the last error logged
 	seen string // the tables as they were at the last look
+	kept kept
+}
+
+// kept is what a look has left in the nft tables. As long as their generation is the same nobody has changed anything since.
+type kept struct {
+	generation uint32 // 0: not known
+	rules      map[Family][]Chain
 }
 
 // New makes a firewall that does nothing until it is told what to keep.
@@ -169,16 +176,44 @@ func (f *Firewall) ensure(ctx context.Context, d Desired, anew bool) (changes []
 		all := backends(ctx)
 		changes, err = f.leave(ctx, f.take(all), all)
 	}
-	var faults []error
-	faults = append(faults, err)
+	done, err := f.fillAll(ctx, d, anew, err)
+	changes = append(changes, done...)
+	f.metrics.count(changes, err)
+	return changes, err
+}
+
+// fillAll fills the tables of all families. One that must be as the last look has left it isn't read again while the generation says that it
+// is so: half of what changes is of one family alone, and each change is heard of once it is made.
+func (f *Firewall) fillAll(ctx context.Context, d Desired, anew bool, before error) (changes []string, err error) {
+	faults := []error{before}
+	now := kept{f.generation(), map[Family][]Chain{}}
+	untouched := !anew && now.generation != 0 && now.generation == f.kept.generation
 	for _, family := range families() {
-		done, err := f.fill(ctx, family, d)
-		changes = append(changes, done...)
+		want, err := d.Rules(family)
+		if err == nil && !(untouched && reflect.DeepEqual(want, f.kept.rules[family])) {
+			var done []string
+			if done, err = f.fill(ctx, family, want); len(done) > 0 {
+				now.generation++
+			}
+			changes = append(changes, done...)
+		}
+		now.rules[family] = want
 		faults = append(faults, err)
 	}
 	err = errors.Join(faults...)
-	f.metrics.count(changes, err)
+	f.kept = kept{}
+	if err == nil && f.generation() == now.generation {
+		f.kept = now
+	}
 	return changes, err
+}
+
+// generation is that of the nft tables, if those are used; 0 where it can't be told.
+func (f *Firewall) generation() uint32 {
+	if f.using() != NFT {
+		return 0
+	}
+	return generation()
 }
 
 func (f *Firewall) take(all map[Backend]usage) Backend {
@@ -201,11 +236,7 @@ func (f *Firewall) leave(ctx context.Context, used Backend, all map[Backend]usag
 	return changes, errors.Join(faults...)
 }
 
-func (f *Firewall) fill(ctx context.Context, family Family, d Desired) (changes []string, err error) {
-	want, err := d.Rules(family)
-	if err != nil {
-		return nil, err
-	}
+func (f *Firewall) fill(ctx context.Context, family Family, want []Chain) (changes []string, err error) {
 	t := &table{family: family, backend: f.using()}
 	return t.change(ctx, func(have found) (string, []string) { return diff(have, want) })
 }

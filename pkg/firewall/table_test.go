@@ -4,9 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,6 +64,48 @@ func (h host) ensure(t *testing.T, d firewall.Desired) []string {
 		return err
 	}))
 	return changes
+}
+
+// run lets a firewall keep the host's tables, until the test ends or stop is called.
+func (h host) run(t *testing.T, f *firewall.Firewall) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := h.Set(); err != nil {
+			ended <- err
+			return
+		}
+		ended <- f.Run(ctx)
+	}()
+	stop = sync.OnceFunc(func() { cancel(); require.NoError(t, <-ended) })
+	t.Cleanup(stop)
+	return stop
+}
+
+// countPrograms returns the names of the firewall programs that were started so far.
+func (h host) countPrograms(t *testing.T) func() []string {
+	t.Helper()
+	dir := t.TempDir()
+	log := filepath.Join(dir, "log")
+	require.NoError(t, os.WriteFile(log, nil, 0o600))
+	for _, ip := range []string{"iptables", "ip6tables"} {
+		for _, backend := range backendNames {
+			for _, do := range []string{"save", "restore"} {
+				name := ip + "-" + backend + "-" + do
+				program, err := exec.LookPath(name)
+				require.NoError(t, err)
+				require.NoError(t, os.WriteFile(filepath.Join(dir, name), fmt.Appendf(nil, "#!/bin/sh\necho %s >>%s\nexec %s \"$@\"\n", name, log, program), 0o700))
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return func() []string {
+		text, err := os.ReadFile(log)
+		require.NoError(t, err)
+		return strings.Fields(string(text))
+	}
 }
 
 func (h host) remove(t *testing.T) []string {
@@ -151,6 +198,36 @@ func TestBackendFollowsTheHost(t *testing.T) {
 	assert.Contains(t, h.rules(t, "nft"), "LHSTORAGE-INPUT")
 }
 
+// A peer that comes costs a program that reads and one that writes, of its family alone, and no further look though the change is heard of.
+func TestProgramsOfOnePeer(t *testing.T) {
+	h := newHost(t)
+	started := h.countPrograms(t)
+	f := newFirewall()
+	h.run(t, f)
+	d := cases["vxlan"]
+	f.Set(d)
+	var was int
+	require.Eventually(t, func() bool { // the first look at all backends, and what is heard of it, has passed
+		before := was
+		was = len(started())
+		return before == was && slices.Contains(started(), "ip6tables-nft-restore")
+	}, time.Minute, time.Second)
+	for _, last := range []byte{77, 99} {
+		before := len(started())
+		d.Parents = slices.Clone(d.Parents)
+		d.Parents[0].Peers = append(slices.Clone(d.Parents[0].Peers), netip.AddrFrom4([4]byte{10, 100, 100, last}))
+		f.Set(d)
+		require.Eventually(t, func() bool {
+			return strings.Contains(h.sh(t, "iptables-nft -t mangle -S"), fmt.Sprintf("10.100.100.%d", last))
+		}, time.Minute, 20*time.Millisecond)
+		time.Sleep(time.Second)
+		assert.Equal(t, []string{"iptables-nft-save", "iptables-nft-restore"}, started()[before:])
+	}
+	before := len(started())
+	h.sh(t, "ip6tables-nft -t mangle -F LHSTORAGE-INPUT")
+	require.Eventually(t, func() bool { return slices.Contains(started()[before:], "ip6tables-nft-restore") }, time.Minute, 20*time.Millisecond, "another's change is looked at")
+}
+
 // A flush by somebody else is healed within 2 s, with no one telling.
 func TestRunHeals(t *testing.T) {
 	for _, backend := range backendNames {
@@ -158,16 +235,7 @@ func TestRunHeals(t *testing.T) {
 			h := newHost(t)
 			h.hint(t, backend)
 			f := newFirewall()
-			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan error, 1)
-			go func() {
-				runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-				if err := h.Set(); err != nil {
-					ended <- err
-					return
-				}
-				ended <- f.Run(ctx)
-			}()
+			stop := h.run(t, f)
 			f.Set(cases["vxlan"])
 			whole := func() bool {
 				rules := h.rules(t, backend)
@@ -180,8 +248,7 @@ func TestRunHeals(t *testing.T) {
 			t.Logf("healed after %s", time.Since(start).Round(time.Millisecond))
 			f.Set(cases["flatNIC"])
 			require.Eventually(t, func() bool { return strings.Contains(h.rules(t, backend), "-g LHSTORAGE-SHIM") }, 20*time.Second, 20*time.Millisecond)
-			cancel()
-			require.NoError(t, <-ended)
+			stop()
 			assert.True(t, whole(), "a node isn't open while its agent is restarted")
 		})
 	}

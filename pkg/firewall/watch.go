@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -17,10 +18,33 @@ const (
 	groupNFTables = 7  // NFNLGRP_NFTABLES
 	subsystem     = 10 // NFNL_SUBSYS_NFTABLES
 	msgDelTable   = 2  // NFT_MSG_DELTABLE
+	msgNewGen     = 15 // NFT_MSG_NEWGEN
+	msgGetGen     = 16 // NFT_MSG_GETGEN
+	attrGenID     = 1  // NFTA_GEN_ID, big endian
 )
 
+// generation counts the transactions that nftables has seen in the network namespace of the calling thread; 0 where the kernel doesn't say.
+func generation() uint32 {
+	req := nl.NewNetlinkRequest(subsystem<<8|msgGetGen, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, subsystem<<8|msgNewGen)
+	if err != nil || len(answers) == 0 || len(answers[0]) < nl.SizeofNfgenmsg {
+		return 0
+	}
+	attrs, err := nl.ParseRouteAttr(answers[0][nl.SizeofNfgenmsg:])
+	if err != nil {
+		return 0
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == attrGenID && len(a.Value) == 4 {
+			return binary.BigEndian.Uint32(a.Value)
+		}
+	}
+	return 0
+}
+
 // watch tells of changes to the nft backend's table in the network namespace of
-// the calling thread. It tells of our own too; looking once more costs little.
+// the calling thread. It tells of our own too, which their generation gives away.
 func watch() (changed <-chan struct{}, stop func(), err error) {
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER, groupNFTables)
 	if err != nil {

@@ -131,8 +131,8 @@ func (e *Ensurer) lock(ctx context.Context) (unlock func(), err error) {
 type run struct {
 	*Ensurer
 	plan    *netconf.Plan
-	saved   place.Place // the answer on disk
-	last    place.Place // what a round goes by
+	saved   place.Place  // the answer on disk
+	last    place.Place  // what a round goes by
 	fresh   bool         // the MTU must be worked out anew
 	passive bool         // nothing may be changed, in the cluster neither
 	asked   time.Time    // when the cluster gave last
