@@ -117,14 +117,14 @@ type watches struct {
 	node    string
 	members labels.Selector // the Nodes that take part
 
-	definitions, hostShims, nodes, pods cache.Informer
+	definitions, hostShims, nodes, pods toolscache.SharedIndexInformer
 }
 
 // watch begins to watch; changed is called for what may matter to the node's network.
 func (w *watches) watch(ctx context.Context, changed func()) error {
 	for _, of := range []struct {
 		object client.Object
-		into   *cache.Informer
+		into   *toolscache.SharedIndexInformer
 		tell   bool
 	}{
 		{definitionObjects(), &w.definitions, true}, {&v1alpha1.HostShim{}, &w.hostShims, true},
@@ -134,7 +134,10 @@ func (w *watches) watch(ctx context.Context, changed func()) error {
 		if err != nil {
 			return fmt.Errorf("watch %T: %w", of.object, err)
 		}
-		*of.into = informer
+		var ok bool
+		if *of.into, ok = informer.(toolscache.SharedIndexInformer); !ok {
+			return fmt.Errorf("watch %T: the informer is a %T, whose store can't be read", of.object, informer)
+		}
 		if !of.tell {
 			continue
 		}
@@ -218,13 +221,19 @@ func (w *watches) snapshot(parent string) (hostclaim.Snapshot, bool) {
 	return s, true
 }
 
-// shims are the HostShims of a parent.
-func (w *watches) shims(parent string) []v1alpha1.HostShim {
-	var list v1alpha1.HostShimList
-	if err := w.cache.List(context.Background(), &list); err != nil {
-		return nil
+// stored are the objects that an informer has, by no means to be changed. A List of the cache would copy each of a thousand, at every pass.
+func stored[T any](informer toolscache.SharedIndexInformer) (objects []*T) {
+	for _, object := range informer.GetStore().List() {
+		if o, ok := object.(*T); ok {
+			objects = append(objects, o)
+		}
 	}
-	return slices.DeleteFunc(list.Items, func(h v1alpha1.HostShim) bool { return h.Spec.Parent != parent })
+	return objects
+}
+
+// shims are the HostShims of a parent.
+func (w *watches) shims(parent string) []*v1alpha1.HostShim {
+	return slices.DeleteFunc(stored[v1alpha1.HostShim](w.hostShims), func(h *v1alpha1.HostShim) bool { return h.Spec.Parent != parent })
 }
 
 // peers judges the VTEPs of a parent's HostShims: those of nodes that have left, which are no peers though their place is kept for
@@ -233,27 +242,26 @@ func (w *watches) peers(parent string) (departed map[netip.Addr]bool, complete b
 	if !synced(w.hostShims, w.nodes) {
 		return nil, false
 	}
-	var nodes corev1.NodeList
-	if err := w.cache.List(context.Background(), &nodes); err != nil {
-		return nil, false
-	}
-	return judge(nodes.Items, w.shims(parent), w.members)
+	return judge(stored[corev1.Node](w.nodes), w.shims(parent), w.members)
 }
 
-func judge(nodes []corev1.Node, shims []v1alpha1.HostShim, members labels.Selector) (departed map[netip.Addr]bool, complete bool) {
-	live, waiting := map[string]bool{}, map[string]bool{}
+func judge(nodes []*corev1.Node, shims []*v1alpha1.HostShim, members labels.Selector) (departed map[netip.Addr]bool, complete bool) {
+	waiting := make(map[string]bool, len(nodes)) // by name of each: whether it has no place yet
 	for _, n := range nodes {
-		live[n.Name] = true
-		if members.Matches(labels.Set(n.Labels)) {
-			waiting[n.Name] = true
-		}
+		waiting[n.Name] = members.Matches(labels.Set(n.Labels))
 	}
 	departed = map[netip.Addr]bool{}
 	for _, h := range shims {
-		delete(waiting, h.Spec.Node)
-		if vtep, err := netip.ParseAddr(h.Spec.VTEP); err == nil && !live[h.Spec.Node] {
+		if _, lives := waiting[h.Spec.Node]; lives {
+			waiting[h.Spec.Node] = false
+		} else if vtep, err := netip.ParseAddr(h.Spec.VTEP); err == nil {
 			departed[vtep] = true
 		}
 	}
-	return departed, len(waiting) == 0
+	for _, without := range waiting {
+		if without {
+			return departed, false
+		}
+	}
+	return departed, true
 }

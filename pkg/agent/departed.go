@@ -113,7 +113,7 @@ func (a *Agent) clearPlaces(ctx context.Context) error {
 }
 
 // gone are the places that may be of nodes which have left, or that were, as watches tell, and on which parents this node is.
-func gone(shims []v1alpha1.HostShim, nodes []corev1.Node, node string) (places []v1alpha1.HostShim, here map[string]bool) {
+func gone(shims []*v1alpha1.HostShim, nodes []*corev1.Node, node string) (places []*v1alpha1.HostShim, here map[string]bool) {
 	live := map[string]bool{}
 	for _, n := range nodes {
 		live[n.Name] = true
@@ -133,17 +133,7 @@ func gone(shims []v1alpha1.HostShim, nodes []corev1.Node, node string) (places [
 func (d *departed) sweep(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTime)
 	defer cancel()
-	var shims v1alpha1.HostShimList
-	var nodes corev1.NodeList
-	if err := d.watches.cache.List(ctx, &shims); err != nil {
-		d.log.Warn("the places of nodes can't be looked at now", "error", err)
-		return
-	}
-	if err := d.watches.cache.List(ctx, &nodes); err != nil {
-		d.log.Warn("the places of nodes can't be looked at now", "error", err)
-		return
-	}
-	places, here := gone(shims.Items, nodes.Items, d.node.NodeName)
+	places, here := gone(stored[v1alpha1.HostShim](d.watches.hostShims), stored[corev1.Node](d.watches.nodes), d.node.NodeName)
 	left, told := 0, map[string]hostclaim.Fate{}
 	for _, h := range places {
 		fate, err := d.claimer.Sweep(ctx, h, d.grace, here[h.Spec.Parent])
@@ -161,7 +151,7 @@ func (d *departed) sweep(ctx context.Context) {
 }
 
 // tell says what has become of a place, once.
-func (d *departed) tell(h v1alpha1.HostShim, fate hostclaim.Fate) {
+func (d *departed) tell(h *v1alpha1.HostShim, fate hostclaim.Fate) {
 	log := d.log.With("hostshim", h.Name, "node", h.Spec.Node, "index", h.Spec.Index)
 	switch {
 	case fate == hostclaim.Removed:

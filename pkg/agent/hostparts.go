@@ -2,14 +2,11 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/firewall"
@@ -115,20 +112,19 @@ func (h *hostParts) probe(ctx context.Context) error {
 }
 
 // living are the HostShims of nodes that are there. The place of a node that has left is kept for it, but nobody answers there.
-func (w *watches) living(ctx context.Context) ([]v1alpha1.HostShim, error) {
+func (w *watches) living(context.Context) ([]v1alpha1.HostShim, error) {
 	if !synced(w.hostShims, w.nodes) {
 		return nil, errNotYet
 	}
-	var nodes corev1.NodeList
-	var shims v1alpha1.HostShimList
-	for _, list := range []client.ObjectList{&nodes, &shims} {
-		if err := w.cache.List(ctx, list); err != nil {
-			return nil, fmt.Errorf("read what was watched: %w", err)
+	live := map[string]bool{}
+	for _, n := range stored[corev1.Node](w.nodes) {
+		live[n.Name] = true
+	}
+	var shims []v1alpha1.HostShim
+	for _, h := range stored[v1alpha1.HostShim](w.hostShims) {
+		if live[h.Spec.Node] {
+			shims = append(shims, *h)
 		}
 	}
-	live := map[string]bool{}
-	for i := range nodes.Items {
-		live[nodes.Items[i].Name] = true
-	}
-	return slices.DeleteFunc(shims.Items, func(h v1alpha1.HostShim) bool { return !live[h.Spec.Node] }), nil
+	return shims, nil
 }

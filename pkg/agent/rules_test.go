@@ -22,27 +22,27 @@ import (
 )
 
 func TestWhoIsMissing(t *testing.T) {
-	member := func(name string, labels map[string]string) corev1.Node {
-		return corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+	member := func(name string, labels map[string]string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	}
-	shim := func(node, vtep string) v1alpha1.HostShim {
-		return v1alpha1.HostShim{Spec: v1alpha1.HostShimSpec{Node: node, VTEP: vtep}}
+	shim := func(node, vtep string) *v1alpha1.HostShim {
+		return &v1alpha1.HostShim{Spec: v1alpha1.HostShimSpec{Node: node, VTEP: vtep}}
 	}
 	storage := map[string]string{"storage": "true"}
-	nodes := []corev1.Node{member("a", storage), member("b", storage), member("control", nil)}
+	nodes := []*corev1.Node{member("a", storage), member("b", storage), member("control", nil)}
 	selected := labels.SelectorFromSet(storage)
 	for _, c := range []struct {
 		name     string
-		shims    []v1alpha1.HostShim
+		shims    []*v1alpha1.HostShim
 		members  labels.Selector
 		departed map[netip.Addr]bool
 		complete bool
 	}{
 		{"none has its place", nil, selected, map[netip.Addr]bool{}, false},
-		{"one lacks it", []v1alpha1.HostShim{shim("a", "10.0.0.1")}, selected, map[netip.Addr]bool{}, false},
-		{"all have it", []v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2")}, selected, map[netip.Addr]bool{}, true},
-		{"all but one that may take part", []v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2")}, labels.Everything(), map[netip.Addr]bool{}, false},
-		{"one has left", []v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2"), shim("c", "10.0.0.3")}, selected, map[netip.Addr]bool{netip.MustParseAddr("10.0.0.3"): true}, true},
+		{"one lacks it", []*v1alpha1.HostShim{shim("a", "10.0.0.1")}, selected, map[netip.Addr]bool{}, false},
+		{"all have it", []*v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2")}, selected, map[netip.Addr]bool{}, true},
+		{"all but one that may take part", []*v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2")}, labels.Everything(), map[netip.Addr]bool{}, false},
+		{"one has left", []*v1alpha1.HostShim{shim("a", "10.0.0.1"), shim("b", "10.0.0.2"), shim("c", "10.0.0.3")}, selected, map[netip.Addr]bool{netip.MustParseAddr("10.0.0.3"): true}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			departed, complete := judge(nodes, c.shims, c.members)

@@ -27,12 +27,12 @@ const (
 )
 
 // Marks says whether a place is marked as that of a node that has left.
-func Marks(h v1alpha1.HostShim) bool { return h.Annotations[goneAnnotation] != "" }
+func Marks(h *v1alpha1.HostShim) bool { return h.Annotations[goneAnnotation] != "" }
 
 // Sweep looks after the place of a node that seems to have left: it is marked at once, and removed when the node has been gone
 // for the grace time and nothing answers at its addresses. A Node that isn't Ready is there. Where here is false this
 // node isn't on the place's parent: what answers there can't be told from here, and the place stays.
-func (c *Claimer) Sweep(ctx context.Context, h v1alpha1.HostShim, grace time.Duration, here bool) (Fate, error) {
+func (c *Claimer) Sweep(ctx context.Context, h *v1alpha1.HostShim, grace time.Duration, here bool) (Fate, error) {
 	lives, err := c.lives(ctx, h.Spec.Node)
 	if err != nil {
 		return Kept, err
@@ -47,7 +47,7 @@ func (c *Claimer) Sweep(ctx context.Context, h v1alpha1.HostShim, grace time.Dur
 	return fate, nil
 }
 
-func (c *Claimer) sweep(ctx context.Context, h v1alpha1.HostShim, lives bool, grace time.Duration, here bool) (Fate, error) {
+func (c *Claimer) sweep(ctx context.Context, h *v1alpha1.HostShim, lives bool, grace time.Duration, here bool) (Fate, error) {
 	switch {
 	case lives && Marks(h):
 		return Returned, c.returned(ctx, h)
@@ -70,7 +70,7 @@ func (c *Claimer) sweep(ctx context.Context, h v1alpha1.HostShim, lives bool, gr
 }
 
 // returned forgets that the node of an object was missed: should it leave again, its grace begins anew.
-func (c *Claimer) returned(ctx context.Context, h v1alpha1.HostShim) error {
+func (c *Claimer) returned(ctx context.Context, h *v1alpha1.HostShim) error {
 	if !Marks(h) {
 		return nil
 	}
@@ -78,7 +78,7 @@ func (c *Claimer) returned(ctx context.Context, h v1alpha1.HostShim) error {
 }
 
 // missed is since when the node of an object has been missed. Where nobody has noted that it is from now on.
-func (c *Claimer) missed(ctx context.Context, h v1alpha1.HostShim) (time.Time, error) {
+func (c *Claimer) missed(ctx context.Context, h *v1alpha1.HostShim) (time.Time, error) {
 	since, err := time.Parse(time.RFC3339, h.Annotations[goneAnnotation])
 	if err == nil {
 		return since, nil
@@ -88,7 +88,7 @@ func (c *Claimer) missed(ctx context.Context, h v1alpha1.HostShim) (time.Time, e
 }
 
 // answerer is one of an object's addresses at which something answers; invalid if nothing does.
-func (c *Claimer) answerer(ctx context.Context, h v1alpha1.HostShim) netip.Addr {
+func (c *Claimer) answerer(ctx context.Context, h *v1alpha1.HostShim) netip.Addr {
 	for _, addr := range addresses(h) {
 		if c.Answers(ctx, addr) {
 			return addr
@@ -98,7 +98,7 @@ func (c *Claimer) answerer(ctx context.Context, h v1alpha1.HostShim) netip.Addr 
 }
 
 // removeGone removes the object of a node that has left, as it was read; errAgain when it isn't any more.
-func (c *Claimer) removeGone(ctx context.Context, h v1alpha1.HostShim) error {
+func (c *Claimer) removeGone(ctx context.Context, h *v1alpha1.HostShim) error {
 	err := c.API.Delete(ctx, Shims, h.Name, string(h.UID), h.ResourceVersion)
 	switch {
 	case err == nil || apierrors.IsNotFound(err):

@@ -87,7 +87,7 @@ func TestSweep(t *testing.T) {
 			api, err := kubeapi.New(&rest.Config{Host: server.URL})
 			require.NoError(t, err)
 			claimer := &Claimer{API: api, Answers: func(_ context.Context, addr netip.Addr) bool { return addr.String() == c.answers }}
-			h := v1alpha1.HostShim{Spec: v1alpha1.HostShimSpec{Node: "left", Parent: "p", Index: 3, VTEP: "10.100.100.3", Networks: []v1alpha1.ShimNetwork{{Name: "storage", Addresses: []v1alpha1.ShimAddress{"10.100.1.3"}}}}}
+			h := &v1alpha1.HostShim{Spec: v1alpha1.HostShimSpec{Node: "left", Parent: "p", Index: 3, VTEP: "10.100.100.3", Networks: []v1alpha1.ShimNetwork{{Name: "storage", Addresses: []v1alpha1.ShimAddress{"10.100.1.3"}}}}}
 			h.Name, h.UID, h.ResourceVersion = "p-3", "of-it", "7"
 			if c.since != "" {
 				h.Annotations = map[string]string{goneAnnotation: c.since}

@@ -60,9 +60,9 @@ type Claimer struct {
 
 // Snapshot is the cluster as watches have told it.
 type Snapshot struct {
-	Index    string              // the Node's annotation, see [v1alpha1.IndexAnnotation]
-	Internal []netip.Addr        // the Node's InternalIPs
-	Shims    []v1alpha1.HostShim // of the parent; not to be changed
+	Index    string               // the Node's annotation, see [v1alpha1.IndexAnnotation]
+	Internal []netip.Addr         // the Node's InternalIPs
+	Shims    []*v1alpha1.HostShim // of the parent; not to be changed
 }
 
 // Answer is a node's place and its peers.
@@ -114,7 +114,7 @@ func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen) (Answer, bool) {
 	if !ok {
 		return Answer{}, false
 	}
-	var own, others []v1alpha1.HostShim
+	var own, others []*v1alpha1.HostShim
 	for _, h := range known.Shims {
 		if h.Spec.Node == c.Node.NodeName {
 			own = append(own, h)
@@ -132,7 +132,7 @@ func (c *Claimer) settled(plan *netconf.Plan, seen place.Seen) (Answer, bool) {
 		return Answer{}, false
 	}
 	want, err := place.Resolve(plan, pinned, seen, last)
-	if err != nil || taken(c.Node.NodeName, plan, want, own, others) != nil || !kept(own[0], c.object(plan, want, &own[0])) {
+	if err != nil || taken(c.Node.NodeName, plan, want, own, others) != nil || !kept(own[0], c.object(plan, want, own[0])) {
 		return Answer{}, false // the API server's word counts, and the error is then from there
 	}
 	a := answer(plan, want, others)
@@ -196,16 +196,22 @@ func (n nodeObject) internal() (list []netip.Addr) {
 	return list
 }
 
-func (c *Claimer) list(ctx context.Context, parent string) ([]v1alpha1.HostShim, error) {
+func (c *Claimer) list(ctx context.Context, parent string) ([]*v1alpha1.HostShim, error) {
 	var list v1alpha1.HostShimList
 	if err := c.API.List(ctx, Shims, &list, kubeapi.Labelled(v1alpha1.LabelParent, v1alpha1.LabelValue(parent))); err != nil {
 		return nil, fmt.Errorf("list the places on %s: %w", parent, c.API.Explain(err))
 	}
-	return slices.DeleteFunc(list.Items, func(h v1alpha1.HostShim) bool { return h.Spec.Parent != parent }), nil
+	var shims []*v1alpha1.HostShim
+	for i := range list.Items {
+		if list.Items[i].Spec.Parent == parent {
+			shims = append(shims, &list.Items[i])
+		}
+	}
+	return shims, nil
 }
 
 // try claims a place, given all that there are; errAgain when they have changed.
-func (c *Claimer) try(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, last place.Place, all []v1alpha1.HostShim) (Answer, error) {
+func (c *Claimer) try(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, last place.Place, all []*v1alpha1.HostShim) (Answer, error) {
 	own, others, err := c.split(ctx, all)
 	if err != nil {
 		return Answer{}, err
@@ -237,8 +243,8 @@ func (c *Claimer) try(ctx context.Context, plan *netconf.Plan, node nodefile.Fil
 // split tells the node's own objects from the others', its own newest first. It has more than one when it was killed while
 // it moved to another index. Its own are those of its name, or, after it was renamed, of its machine id where no live Node has
 // that object's name.
-func (c *Claimer) split(ctx context.Context, all []v1alpha1.HostShim) (own, others []v1alpha1.HostShim, err error) {
-	renamed := !slices.ContainsFunc(all, func(h v1alpha1.HostShim) bool { return h.Spec.Node == c.Node.NodeName })
+func (c *Claimer) split(ctx context.Context, all []*v1alpha1.HostShim) (own, others []*v1alpha1.HostShim, err error) {
+	renamed := !slices.ContainsFunc(all, func(h *v1alpha1.HostShim) bool { return h.Spec.Node == c.Node.NodeName })
 	for _, h := range all {
 		mine := h.Spec.Node == c.Node.NodeName
 		if renamed && c.MachineID != "" && h.Spec.MachineID == c.MachineID {
@@ -254,7 +260,7 @@ func (c *Claimer) split(ctx context.Context, all []v1alpha1.HostShim) (own, othe
 			others = append(others, h)
 		}
 	}
-	slices.SortFunc(own, func(a, b v1alpha1.HostShim) int {
+	slices.SortFunc(own, func(a, b *v1alpha1.HostShim) int {
 		if older(a, b) {
 			return 1
 		}
@@ -265,7 +271,7 @@ func (c *Claimer) split(ctx context.Context, all []v1alpha1.HostShim) (own, othe
 
 // older says which of two objects was there first: of two nodes that claimed the same address at the same moment, under
 // different indexes, that one has it.
-func older(a, b v1alpha1.HostShim) bool {
+func older(a, b *v1alpha1.HostShim) bool {
 	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
 		return a.CreationTimestamp.Before(&b.CreationTimestamp)
 	}
@@ -274,7 +280,7 @@ func older(a, b v1alpha1.HostShim) bool {
 
 // giveWay removes an object of this node that has an address which an older one of another node has too; the error is errAgain
 // then. What the node holds in its kernel it goes on holding, and is told whose it is.
-func (c *Claimer) giveWay(ctx context.Context, own, others []v1alpha1.HostShim) error {
+func (c *Claimer) giveWay(ctx context.Context, own, others []*v1alpha1.HostShim) error {
 	for _, o := range own {
 		for _, h := range others {
 			if !older(h, o) || !shareAddress(h, o) {
@@ -289,13 +295,13 @@ func (c *Claimer) giveWay(ctx context.Context, own, others []v1alpha1.HostShim) 
 	return nil
 }
 
-func shareAddress(a, b v1alpha1.HostShim) bool {
+func shareAddress(a, b *v1alpha1.HostShim) bool {
 	theirs := addresses(b)
 	return slices.ContainsFunc(addresses(a), func(addr netip.Addr) bool { return slices.Contains(theirs, addr) })
 }
 
 // remove removes an object of this node.
-func (c *Claimer) remove(ctx context.Context, h v1alpha1.HostShim) error {
+func (c *Claimer) remove(ctx context.Context, h *v1alpha1.HostShim) error {
 	err := c.API.Delete(ctx, Shims, h.Name, string(h.UID), "")
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("remove HostShim %s, which is no place of this node any more: %w", h.Name, c.API.Explain(err))
@@ -318,7 +324,7 @@ func (c *Claimer) lives(ctx context.Context, node string) (bool, error) {
 // fresh is the place of a node that has none: the index that its VTEP stands for, if it has one, else the
 // lowest that is free together with what follows from it; if there is none, that of a node which left long ago. What answers is not
 // free, though nobody has claimed it: a node that a script set up claims its place with its first pod.
-func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, others []v1alpha1.HostShim) (place.Place, error) {
+func (c *Claimer) fresh(ctx context.Context, plan *netconf.Plan, node nodefile.File, seen place.Seen, others []*v1alpha1.HostShim) (place.Place, error) {
 	vtep, wish := place.Held(plan, seen)
 	if err := taken(node.NodeName, plan, place.Place{VTEP: vtep}, nil, others); err != nil {
 		return place.Place{}, err // at every index
@@ -370,7 +376,7 @@ func (c *Claimer) answering(ctx context.Context, want place.Place, seen place.Se
 
 // reuse removes the object of a node that left long ago, so that its place is free; the error is
 // errAgain then, else says what there is, after words.
-func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.HostShim, words []string) (place.Place, error) {
+func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []*v1alpha1.HostShim, words []string) (place.Place, error) {
 	for _, h := range all {
 		lives, err := c.lives(ctx, h.Spec.Node)
 		if err != nil {
@@ -398,7 +404,7 @@ func (c *Claimer) reuse(ctx context.Context, plan *netconf.Plan, all []v1alpha1.
 
 // free removes an object whose node is gone, if it has been gone for long and nothing answers; the error is errAgain
 // then. Else it says why not.
-func (c *Claimer) free(ctx context.Context, h v1alpha1.HostShim) (why string, err error) {
+func (c *Claimer) free(ctx context.Context, h *v1alpha1.HostShim) (why string, err error) {
 	since, err := c.missed(ctx, h)
 	if err != nil {
 		return "", err
@@ -417,9 +423,9 @@ func (c *Claimer) free(ctx context.Context, h v1alpha1.HostShim) (why string, er
 
 // taken is the refusal of a place of which another node has a part. An object of this node for it that was there first is a
 // claim already: the other one gives way.
-func taken(node string, plan *netconf.Plan, want place.Place, own, others []v1alpha1.HostShim) error {
+func taken(node string, plan *netconf.Plan, want place.Place, own, others []*v1alpha1.HostShim) error {
 	var faults []error
-	at := slices.IndexFunc(own, func(o v1alpha1.HostShim) bool { return o.Spec.Index == want.Index })
+	at := slices.IndexFunc(own, func(o *v1alpha1.HostShim) bool { return o.Spec.Index == want.Index })
 	for _, h := range others {
 		if at >= 0 && older(own[at], h) {
 			continue
@@ -449,13 +455,13 @@ func taken(node string, plan *netconf.Plan, want place.Place, own, others []v1al
 
 // keep makes the node's object what it must be, and removes those of its former places. After a claim was made the error is
 // errAgain: whether somebody claimed the same addresses under another index shows when all are listed once more.
-func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place, all []v1alpha1.HostShim) error {
+func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place, all []*v1alpha1.HostShim) error {
 	name := Name(plan.Parent.Name, want.Index)
-	i := slices.IndexFunc(all, func(h v1alpha1.HostShim) bool { return h.Name == name })
+	i := slices.IndexFunc(all, func(h *v1alpha1.HostShim) bool { return h.Name == name })
 	if i < 0 {
 		var former *v1alpha1.HostShim
 		if len(all) > 0 {
-			former = &all[0]
+			former = all[0]
 		}
 		return c.create(ctx, c.object(plan, want, former))
 	}
@@ -470,20 +476,20 @@ func (c *Claimer) keep(ctx context.Context, plan *netconf.Plan, want place.Place
 			return err
 		}
 	}
-	own := &all[i]
+	own := all[i]
 	object := c.object(plan, want, own)
-	if kept(*own, object) {
+	if kept(own, object) {
 		return nil
 	}
 	ops := []kubeapi.Op{kubeapi.Add("/spec", object.Spec), kubeapi.Add("/metadata/labels/"+kubeapi.Escape(v1alpha1.LabelNode), object.Labels[v1alpha1.LabelNode])}
-	if Marks(*own) {
+	if Marks(own) {
 		ops = append(ops, kubeapi.Remove("/metadata/annotations/"+kubeapi.Escape(goneAnnotation)))
 	}
-	return c.patch(ctx, *own, ops)
+	return c.patch(ctx, own, ops)
 }
 
 // create claims an index; the error is errAgain, whoever was the first.
-func (c *Claimer) create(ctx context.Context, object v1alpha1.HostShim) error {
+func (c *Claimer) create(ctx context.Context, object *v1alpha1.HostShim) error {
 	err := c.API.Create(ctx, Shims, object, nil)
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("claim HostShim %s: %w", object.Name, c.API.Explain(err))
@@ -495,12 +501,12 @@ func (c *Claimer) create(ctx context.Context, object v1alpha1.HostShim) error {
 }
 
 // kept says that a node's object is as it must be.
-func kept(own, object v1alpha1.HostShim) bool {
+func kept(own, object *v1alpha1.HostShim) bool {
 	return own.Name == object.Name && equal(own.Spec, object.Spec) && own.Labels[v1alpha1.LabelNode] == object.Labels[v1alpha1.LabelNode] && !Marks(own)
 }
 
 // patch changes an object that is as it was read; errAgain when it isn't.
-func (c *Claimer) patch(ctx context.Context, h v1alpha1.HostShim, ops []kubeapi.Op) error {
+func (c *Claimer) patch(ctx context.Context, h *v1alpha1.HostShim, ops []kubeapi.Op) error {
 	err := c.API.Patch(ctx, Shims, h.Name, append([]kubeapi.Op{kubeapi.Test("/metadata/resourceVersion", h.ResourceVersion)}, ops...), nil)
 	switch {
 	case err == nil:
@@ -516,7 +522,7 @@ func (c *Claimer) patch(ctx context.Context, h v1alpha1.HostShim, ops []kubeapi.
 	return fmt.Errorf("change HostShim %s: %w", h.Name, c.API.Explain(err))
 }
 
-func annotate(h v1alpha1.HostShim, key, value string) []kubeapi.Op {
+func annotate(h *v1alpha1.HostShim, key, value string) []kubeapi.Op {
 	if h.Annotations == nil {
 		return []kubeapi.Op{kubeapi.Add("/metadata/annotations", map[string]string{key: value})}
 	}
@@ -524,7 +530,7 @@ func annotate(h v1alpha1.HostShim, key, value string) []kubeapi.Op {
 }
 
 // answer is what the node is told.
-func answer(plan *netconf.Plan, want place.Place, others []v1alpha1.HostShim) Answer {
+func answer(plan *netconf.Plan, want place.Place, others []*v1alpha1.HostShim) Answer {
 	a := Answer{Index: want.Index, Addresses: want.Shim, VTEP: want.VTEP, Peers: []netip.Addr{}}
 	if a.Addresses == nil {
 		a.Addresses = []netip.Addr{}
@@ -548,7 +554,7 @@ func parse(text string) netip.Addr {
 }
 
 // addresses are all that a node has on its parent.
-func addresses(h v1alpha1.HostShim) []netip.Addr {
+func addresses(h *v1alpha1.HostShim) []netip.Addr {
 	var list []netip.Addr
 	if vtep := parse(h.Spec.VTEP); vtep.IsValid() {
 		list = append(list, vtep)

@@ -36,8 +36,8 @@ func Name(parent string, index int) string {
 }
 
 // object is what a node's object must be. Its places on other networks of the parent stay.
-func (c *Claimer) object(plan *netconf.Plan, want place.Place, own *v1alpha1.HostShim) v1alpha1.HostShim {
-	object := v1alpha1.HostShim{
+func (c *Claimer) object(plan *netconf.Plan, want place.Place, own *v1alpha1.HostShim) *v1alpha1.HostShim {
+	object := &v1alpha1.HostShim{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: v1alpha1.HostShimKind},
 		ObjectMeta: metav1.ObjectMeta{Name: Name(plan.Parent.Name, want.Index), Labels: map[string]string{
 			v1alpha1.LabelParent: v1alpha1.LabelValue(plan.Parent.Name), v1alpha1.LabelNode: v1alpha1.LabelValue(c.Node.NodeName),
@@ -89,7 +89,7 @@ func text(addr netip.Addr) string {
 }
 
 // placeOf is what an object says of a node's place on a network.
-func placeOf(h v1alpha1.HostShim, network string) place.Place {
+func placeOf(h *v1alpha1.HostShim, network string) place.Place {
 	p := place.Place{Index: h.Spec.Index, VTEP: parse(h.Spec.VTEP)}
 	for _, n := range h.Spec.Networks {
 		if n.Name != network {

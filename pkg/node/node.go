@@ -464,7 +464,7 @@ func (r *run) parent(context.Context) ([]kernel.Step, error) {
 
 // former are the peers of the last answer that this one doesn't have any more.
 func former(last, now place.Place) []netip.Addr {
-	if now.Peers == nil {
+	if now.Peers == nil || slices.Equal(last.Peers, now.Peers) {
 		return nil
 	}
 	still := map[netip.Addr]bool{now.VTEP: true}

@@ -348,6 +348,9 @@ func floods(k kernel.Kernel, d Desired, link kernel.Link) ([]kernel.Step, error)
 	if err != nil {
 		return nil, err
 	}
+	if slices.Equal(have, d.Peers) { // both are sorted, as a rule
+		return nil, nil
+	}
 	there, wanted, former := set(have), set(d.Peers), set(d.Former) // of a thousand peers each would be held against each
 	var steps []kernel.Step
 	for _, peer := range d.Peers {
