@@ -182,17 +182,21 @@ func (f *Firewall) ensure(ctx context.Context, d Desired, anew bool) (changes []
 	return changes, err
 }
 
-// fillAll fills the tables of all families. One that must be as the last look has left it isn't read again while the generation says that it
-// is so: half of what changes is of one family alone, and each change is heard of once it is made.
+// fillAll fills the tables of all families. While the generation says that they are as the last look has left them none is read again: a change
+// is written at once, and when it is heard of there is nothing to do.
 func (f *Firewall) fillAll(ctx context.Context, d Desired, anew bool, before error) (changes []string, err error) {
 	faults := []error{before}
 	now := kept{f.generation(), map[Family][]Chain{}}
 	untouched := !anew && now.generation != 0 && now.generation == f.kept.generation
 	for _, family := range families() {
+		t := &table{family: family, backend: f.using()}
+		if untouched {
+			t.known = asWanted(f.kept.rules[family])
+		}
 		want, err := d.Rules(family)
-		if err == nil && !(untouched && reflect.DeepEqual(want, f.kept.rules[family])) {
+		if err == nil {
 			var done []string
-			if done, err = f.fill(ctx, family, want); len(done) > 0 {
+			if done, err = t.change(ctx, func(have found) (string, []string) { return diff(have, want) }); len(done) > 0 {
 				now.generation++
 			}
 			changes = append(changes, done...)
@@ -236,18 +240,13 @@ func (f *Firewall) leave(ctx context.Context, used Backend, all map[Backend]usag
 	return changes, errors.Join(faults...)
 }
 
-func (f *Firewall) fill(ctx context.Context, family Family, want []Chain) (changes []string, err error) {
-	t := &table{family: family, backend: f.using()}
-	return t.change(ctx, func(have found) (string, []string) { return diff(have, want) })
-}
-
 // change reads the table and writes the difference. When that is refused because
 // somebody else was quicker, it looks again.
 func (t *table) change(ctx context.Context, difference func(found) (string, []string)) ([]string, error) {
 	const tries = 3
 	var refused error
 	for range tries {
-		have, err := t.read(ctx)
+		have, err := t.look(ctx)
 		if err != nil {
 			return nil, errors.Join(refused, err)
 		}

@@ -18,6 +18,7 @@ const patience = 5
 type table struct {
 	family  Family
 	backend Backend
+	known   *found // what the first look finds, without reading; nil: not known
 }
 
 // found is what a table has of ours.
@@ -31,6 +32,27 @@ var (
 	markOf  = regexp.MustCompile(`--comment "?(lhstorage:[0-9a-f]{10})`)
 	leadsTo = regexp.MustCompile(` -[jg] (` + Prefix + `\S*)`)
 )
+
+// asWanted is what a table has of ours that was filled with chains.
+func asWanted(chains []Chain) *found {
+	f := &found{jumps: map[string][]string{}, first: map[string]bool{}, chains: map[string][]string{}}
+	for _, b := range bases {
+		f.jumps[b.base], f.first[b.base] = []string{jump(b.base)}, true
+	}
+	for _, c := range chains {
+		f.chains[c.Name] = marksOf(c)
+	}
+	return f
+}
+
+// look reads the table, unless what it has is known. It is known once: what comes of a change must be seen.
+func (t *table) look(ctx context.Context) (found, error) {
+	if known := t.known; known != nil {
+		t.known = nil
+		return *known, nil
+	}
+	return t.read(ctx)
+}
 
 // read looks at base chains and chains of ours: one process, which a change of one peer is worth.
 func (t *table) read(ctx context.Context) (found, error) {

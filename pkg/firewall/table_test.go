@@ -198,7 +198,7 @@ func TestBackendFollowsTheHost(t *testing.T) {
 	assert.Contains(t, h.rules(t, "nft"), "LHSTORAGE-INPUT")
 }
 
-// A peer that comes costs a program that reads and one that writes, of its family alone, and no further look though the change is heard of.
+// A peer that comes costs the one program that writes, and no further look though the change is heard of.
 func TestProgramsOfOnePeer(t *testing.T) {
 	h := newHost(t)
 	started := h.countPrograms(t)
@@ -221,7 +221,7 @@ func TestProgramsOfOnePeer(t *testing.T) {
 			return strings.Contains(h.sh(t, "iptables-nft -t mangle -S"), fmt.Sprintf("10.100.100.%d", last))
 		}, time.Minute, 20*time.Millisecond)
 		time.Sleep(time.Second)
-		assert.Equal(t, []string{"iptables-nft-save", "iptables-nft-restore"}, started()[before:])
+		assert.Equal(t, []string{"iptables-nft-restore"}, started()[before:])
 	}
 	before := len(started())
 	h.sh(t, "ip6tables-nft -t mangle -F LHSTORAGE-INPUT")
