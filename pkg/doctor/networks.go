@@ -146,51 +146,52 @@ func (v *view) faults(reason string) []hit {
 type taken struct {
 	what   string
 	prefix netip.Prefix
+	node   bool // it is a node's address
 }
 
 // inUse are the cluster's own ranges.
 func (v *view) inUse() []taken {
 	var list []taken
-	add := func(what, text string) {
+	add := func(what, text string, node bool) {
 		if p, err := netip.ParsePrefix(text); err == nil {
-			list = append(list, taken{what, p.Masked()})
+			list = append(list, taken{what, p.Masked(), node})
 		} else if a, err := netip.ParseAddr(text); err == nil {
-			list = append(list, taken{what, netip.PrefixFrom(a, a.BitLen())})
+			list = append(list, taken{what, netip.PrefixFrom(a, a.BitLen()), node})
 		}
 	}
 	for i := range v.cluster.Nodes {
 		n := &v.cluster.Nodes[i]
 		for _, cidr := range n.Spec.PodCIDRs {
-			add("the pod range of node "+n.Name, cidr)
+			add("the pod range of node "+n.Name, cidr, false)
 		}
 		for _, a := range n.Status.Addresses {
-			add("an address of node "+n.Name, a.Address)
+			add("an address of node "+n.Name, a.Address, true)
 		}
 	}
 	for _, s := range v.cluster.Services {
-		add("the Services' network", s)
+		add("the Services' network", s, false)
 	}
 	return list
 }
 
-// overlaps finds ranges and VTEP ranges that meet the cluster's own, or each other. A node's address inside a range is no overlap
-// where the parent is the node's own NIC or VLAN: there nodes, too, are on the storage network.
+// overlaps finds ranges and VTEP ranges that meet the cluster's own; that they don't meet each other the configuration's own check sees. A node's address inside a range is no overlap
+// where the parent is the node's own NIC or VLAN: there nodes, too, are on the storage network. Nor is it inside a VTEP range: a node's address may be its VTEP.
 func (v *view) overlaps() []hit {
 	all := v.inUse()
+	meets := func(n agent.Network, what string, r netip.Prefix, nodesBelong bool) []hit {
+		i := slices.IndexFunc(all, func(t taken) bool { return t.prefix.Overlaps(r) && !(nodesBelong && t.node) })
+		if i < 0 {
+			return nil
+		}
+		return one(networkAt(n), "%s %s overlaps %s, %s", what, r, all[i].what, all[i].prefix)
+	}
 	return each(v.compiled.Networks, func(n agent.Network) []hit {
 		found := each(n.Plan.IPAM.Ranges, func(r netip.Prefix) []hit {
-			if vtep := n.Plan.Parent.VTEP.CIDR; vtep.IsValid() && vtep.Overlaps(r) {
-				return one(networkAt(n), "range %s overlaps the VTEPs' range %s", r, vtep)
-			}
-			i := slices.IndexFunc(all, func(t taken) bool {
-				onLink := n.Plan.Parent.Type != netconf.ParentVXLAN && t.prefix.IsSingleIP() && strings.HasPrefix(t.what, "an address")
-				return t.prefix.Overlaps(r) && !onLink
-			})
-			if i < 0 {
-				return nil
-			}
-			return one(networkAt(n), "range %s overlaps %s, %s", r, all[i].what, all[i].prefix)
+			return meets(n, "range", r, n.Plan.Parent.Type != netconf.ParentVXLAN)
 		})
+		if vtep := n.Plan.Parent.VTEP.CIDR; vtep.IsValid() {
+			found = append(found, meets(n, "the VTEPs' range", vtep, true)...)
+		}
 		return found
 	})
 }
