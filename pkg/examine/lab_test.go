@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -33,9 +34,9 @@ type site struct {
 	shims     []v1alpha1.HostShim
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t *testing.T, o lab.Options) *site {
 	t.Helper()
-	l := labtest.Up(t, lab.Options{Nodes: 3})
+	l := labtest.Up(t, o)
 	for _, n := range l.Nodes() {
 		_, err := l.AddPod(t.Context(), n.Name, "instance-manager-"+n.Name, lab.PodOptions{})
 		require.NoError(t, err)
@@ -44,10 +45,14 @@ func newSite(t *testing.T) *site {
 	}
 	s := &site{Lab: l, t: t}
 	for _, n := range l.Nodes() {
-		s.shims = append(s.shims, v1alpha1.HostShim{Spec: v1alpha1.HostShimSpec{
-			Node: n.Name, Parent: n.Parent, Index: n.Index, VTEP: n.VTEP.String(),
-			Networks: []v1alpha1.ShimNetwork{{Name: s.network(), Addresses: []v1alpha1.ShimAddress{v1alpha1.ShimAddress(n.Host.Addr().String())}}},
-		}})
+		place := v1alpha1.HostShimSpec{
+			Node: n.Name, Parent: n.Parent, Index: n.Index,
+			Networks: []v1alpha1.ShimNetwork{{Name: s.network(), Addresses: []v1alpha1.ShimAddress{v1alpha1.ShimAddress(shimOf(n).String())}}},
+		}
+		if n.VTEP.IsValid() {
+			place.VTEP = n.VTEP.String()
+		}
+		s.shims = append(s.shims, v1alpha1.HostShim{Spec: place})
 		in, err := l.In(n.Name, "")
 		require.NoError(t, err)
 		target, err := ns.GetNS("/run/netns/" + n.Netns)
@@ -62,6 +67,15 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
+// shimOf is the shim's address, which follows from the node's index. On a LAN the node has one on its NIC besides.
+func shimOf(n lab.Node) netip.Addr {
+	a := n.Host.Masked().Addr()
+	for range n.Index {
+		a = a.Next()
+	}
+	return a
+}
+
 // network is the name that the records have.
 func (s *site) network() string {
 	attachments, err := record.Dir(filepath.Join(s.Nodes()[0].RunDir(), "attachments")).List()
@@ -70,7 +84,7 @@ func (s *site) network() string {
 }
 
 func (s *site) known(n lab.Node) (examine.Known, error) {
-	k := examine.Known{HostShims: s.shims, Addresses: []netip.Addr{n.VTEP}}
+	k := examine.Known{HostShims: s.shims, Addresses: []netip.Addr{n.VTEP, n.LAN.Addr()}}
 	attachments, err := record.Dir(filepath.Join(n.RunDir(), "attachments")).List()
 	for _, a := range attachments {
 		a.PodRef = "longhorn-system/" + s.podNamed(n, a.Addresses[0]).Name
@@ -115,6 +129,20 @@ func (s *site) verify() (verify.Result, verify.Input) {
 	return verify.Judge(in), in
 }
 
+// healthy verifies until nothing is wrong.
+func (s *site) healthy(t *testing.T) verify.Result {
+	t.Helper()
+	var r verify.Result
+	for range 10 { // neighbours that didn't answer are asked again in the kernel's own time
+		if r, _ = s.verify(); r.OK {
+			break
+		}
+	}
+	require.Empty(t, faults(r), "%+v", r.Findings)
+	require.True(t, r.OK)
+	return r
+}
+
 // sh runs a script on a node.
 func (s *site) sh(node, format string, args ...any) {
 	s.t.Helper()
@@ -134,21 +162,9 @@ func faults(r verify.Result) []string {
 
 // Each thing that is broken is found, by node, and nothing else is; mended, nothing is left. The nodes have no agent that would mend it first.
 func TestFindings(t *testing.T) {
-	s := newSite(t)
-	healthy := func(t *testing.T) verify.Result {
-		t.Helper()
-		var r verify.Result
-		for range 10 { // neighbours that didn't answer are asked again in the kernel's own time
-			if r, _ = s.verify(); r.OK {
-				break
-			}
-		}
-		require.Empty(t, faults(r), "%+v", r.Findings)
-		require.True(t, r.OK)
-		return r
-	}
+	s := newSite(t, lab.Options{Nodes: 3})
 	t.Run("healthy", func(t *testing.T) {
-		r := healthy(t)
+		r := s.healthy(t)
 		assert.Equal(t, verify.Needed, r.Shim.Verdict, r.Shim.Why)
 		assert.Contains(t, r.Shim.Why, "0 of 6 pods answered")
 		for _, c := range r.Matrix {
@@ -182,7 +198,7 @@ func TestFindings(t *testing.T) {
 			assert.Equal(t, c.want, faults(r), "%+v", r.Findings)
 			assert.False(t, r.OK)
 			s.sh(c.node, "%s", c.mend)
-			healthy(t)
+			s.healthy(t)
 		})
 	}
 	t.Run("a duplicate address", func(t *testing.T) {
@@ -193,6 +209,96 @@ func TestFindings(t *testing.T) {
 		assert.Equal(t, []string{"duplicate-address node2 "}, faults(r), "%+v", r.Findings)
 		assert.Contains(t, r.Findings[0].Text, "the host shim of node3")
 		s.sh("node3", "ip addr del %s/32 dev lhnet1-host", pod.Addresses[0].Addr())
-		healthy(t)
+		s.healthy(t)
 	})
+}
+
+// What runs in an instance manager is seen, or that it doesn't, and a port that is kept shut is told from one where nothing listens. So it is on each
+// kind of parent that this kernel has, and with addresses of either family.
+func TestParentsAndPorts(t *testing.T) {
+	six := netip.MustParsePrefix("fd00:1::/64")
+	for _, c := range []struct {
+		name  string
+		o     lab.Options
+		cells int // of the matrix; on a NIC there is nothing below the network
+		shut  string
+	}{
+		{"IPv4 in a tunnel", lab.Options{Nodes: 2}, 2 + 2 + 2 + 2 + 2 + 2, "iptables"},
+		{"IPv6 in a tunnel", lab.Options{Nodes: 2, Range: six}, 2 + 2 + 2 + 2 + 2 + 2, "ip6tables"},
+		{"IPv4 on a NIC", lab.Options{Nodes: 2, Topology: lab.TopologyLAN, Parent: lab.ParentDevice}, 2 + 2 + 2 + 2 + 2, "iptables"},
+		{"IPv6 on a NIC", lab.Options{Nodes: 2, Topology: lab.TopologyLAN, Parent: lab.ParentDevice, Range: six}, 2 + 2 + 2 + 2 + 2, "ip6tables"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, c.o)
+			r := s.healthy(t)
+			assert.Len(t, r.Matrix, c.cells)
+			assert.Equal(t, verify.Needed, r.Shim.Verdict, r.Shim.Why)
+			for _, cell := range r.Matrix {
+				assert.Equal(t, cell.Legs*5, cell.FullSent, "%+v", cell)
+			}
+			assert.Equal(t, ports{refused: 2}, portsOf(r, "node1", "node2"))
+
+			closing := s.serve(t, "node2", "instance-manager-node2", 3260, 10000)
+			r = s.healthy(t)
+			assert.Equal(t, ports{open: 2}, portsOf(r, "node1", "node2"), "from elsewhere")
+			assert.Equal(t, ports{open: 2}, portsOf(r, "node2", "node2"), "from its own host")
+			assert.Equal(t, ports{refused: 2}, portsOf(r, "node2", "node1"), "the other one has none")
+
+			rule := func(verb string) []string {
+				return []string{c.shut, verb, "INPUT", "-p", "tcp", "--dport", "3260", "-j", "DROP"}
+			}
+			require.NoError(t, s.Exec(t.Context(), "node2", "instance-manager-node2", rule("-I")))
+			r, _ = s.verify()
+			assert.Equal(t, []string{"port-silent node1 node2", "port-silent node2 "}, faults(r), "%+v", r.Findings)
+			assert.Equal(t, ports{open: 1, silent: 1}, portsOf(r, "node1", "node2"))
+			require.NoError(t, s.Exec(t.Context(), "node2", "instance-manager-node2", rule("-D")))
+
+			closing()
+			r = s.healthy(t)
+			assert.Equal(t, ports{refused: 2}, portsOf(r, "node1", "node2"))
+
+			s.sh("node1", "ip link set lhnet1-host down")
+			r, _ = s.verify()
+			assert.Equal(t, []string{"shim-missing node1 "}, faults(r), "%+v", r.Findings)
+		})
+	}
+}
+
+// ports are what came of dialling an instance manager's.
+type ports struct{ open, refused, silent int }
+
+// portsOf are those that a host saw of the instance managers of a node.
+func portsOf(r verify.Result, from, to string) (p ports) {
+	for _, c := range r.Matrix {
+		if c.From == from && c.To == to {
+			p.open, p.refused, p.silent = p.open+c.Open, p.refused+c.Refused, p.silent+c.Silent
+		}
+	}
+	return p
+}
+
+// serve listens in a pod, at its storage address, as Longhorn's processes do, until it is closed.
+func (s *site) serve(t *testing.T, node, pod string, ports ...int) (closing func()) {
+	t.Helper()
+	p, err := s.Pod(node, pod)
+	require.NoError(t, err)
+	in, err := s.In(node, pod)
+	require.NoError(t, err)
+	var listeners []net.Listener
+	closing = func() {
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+	}
+	t.Cleanup(closing)
+	for _, port := range ports {
+		require.NoError(t, in(func() error {
+			l, err := net.Listen("tcp", netip.AddrPortFrom(p.Addresses[0].Addr(), uint16(port)).String())
+			if err == nil {
+				listeners = append(listeners, l)
+			}
+			return err
+		}))
+	}
+	return closing
 }

@@ -254,13 +254,15 @@ func about(from string, l v1alpha1.VerifiedLeg) Finding {
 	return f
 }
 
-// device finds hosts that send to the storage network by another device than the shim.
+// device finds hosts that send to the storage network by another device than the shim. To other hosts' shims they may send by the parent where that
+// isn't a tunnel: it keeps its addresses there, and only pods are behind the shim's routes.
 func (j *judge) device(from string, l v1alpha1.VerifiedLeg, f Finding) {
 	if l.From != "" || l.Kind == v1alpha1.WayUnderlay || l.Device == "" || j.explained[why{a: from, address: "device"}] || j.isExplained(from, l) {
 		return
 	}
 	for _, n := range j.answer[from].Networks {
-		if n.Name == l.Network && n.Shim != "" && n.Shim != l.Device {
+		direct := l.Kind == v1alpha1.WayHostShim && n.Learning == nil && l.Device == n.Parent
+		if n.Name == l.Network && n.Shim != "" && n.Shim != l.Device && !direct {
 			j.explained[why{a: from, address: "device"}] = true
 			f.Kind, f.Text = WrongDevice, fmt.Sprintf("the host sends to %s by %s, not by the shim %s", l.Address, l.Device, n.Shim)
 			f.Mend = fmt.Sprintf("on %s: ip route get %s; a route that is more specific than the shim's must go", from, l.Address)

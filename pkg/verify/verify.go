@@ -23,6 +23,31 @@ type Input struct {
 	Answers   []v1alpha1.Verification
 }
 
+// Only is what of it is about one network: its legs, its pods, and what is below them.
+func (in Input) Only(network string) Input {
+	vteps, parents := map[v1alpha1.VerifiedAddress]bool{}, map[string]bool{}
+	for _, s := range in.HostShims {
+		vteps[v1alpha1.VerifiedAddress(s.Spec.VTEP)], parents[s.Spec.Parent] = true, true
+	}
+	answers := make([]v1alpha1.Verification, 0, len(in.Answers))
+	for _, a := range in.Answers {
+		s := &a.Status
+		s.Networks = only(s.Networks, func(n v1alpha1.VerifiedNetwork) bool { return n.Name == network })
+		s.Pods = only(s.Pods, func(p v1alpha1.VerifiedPod) bool { return p.Network == network })
+		s.Traffic = only(s.Traffic, func(t v1alpha1.VerifiedTraffic) bool { return parents[t.Parent] })
+		s.Legs = only(s.Legs, func(l v1alpha1.VerifiedLeg) bool {
+			return l.Network == network || l.Kind == v1alpha1.WayUnderlay && vteps[l.Address]
+		})
+		answers = append(answers, a)
+	}
+	in.Answers = answers
+	return in
+}
+
+func only[T any](list []T, keep func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list), func(item T) bool { return !keep(item) })
+}
+
 // Result is what that means.
 type Result struct {
 	OK       bool      `json:"ok"` // there is no finding that is a fault

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -98,6 +99,29 @@ func to(node string) func(v1alpha1.VerifiedLeg) bool {
 // above is what runs over the underlay to a node.
 func above(node string) func(v1alpha1.VerifiedLeg) bool {
 	return func(l v1alpha1.VerifiedLeg) bool { return l.Node == node && l.Kind != v1alpha1.WayUnderlay }
+}
+
+// onNIC has the network on a NIC of each node.
+func onNIC(in verify.Input) {
+	for i := range in.Answers {
+		s := &in.Answers[i].Status
+		n := &s.Networks[0]
+		n.Parent, n.ParentKind, n.Learning, n.VTEP, n.Flood = "eth1", "device", nil, "", nil
+		s.Legs = slices.DeleteFunc(s.Legs, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.WayUnderlay })
+	}
+	for i := range in.HostShims {
+		in.HostShims[i].Spec.Parent, in.HostShims[i].Spec.VTEP = "eth1", ""
+	}
+}
+
+// device has a node send by a device.
+func device(in verify.Input, from int, kind v1alpha1.VerifiedLegKind, name string) {
+	legs := in.Answers[from-1].Status.Legs
+	for i := range legs {
+		if legs[i].Kind == kind {
+			legs[i].Device = name
+		}
+	}
 }
 
 var cases = []struct {
@@ -193,6 +217,19 @@ var cases = []struct {
 			}
 		}
 	}, []string{"fault wrong-device node1 node2 host-shim"}, false},
+	{"by the parent, on a NIC", func(in *verify.Input) {
+		onNIC(*in)
+		device(*in, 1, v1alpha1.WayHostShim, "eth1")
+	}, nil, false},
+	{"by another NIC, on a NIC", func(in *verify.Input) {
+		onNIC(*in)
+		device(*in, 1, v1alpha1.WayHostShim, "eth0")
+	}, []string{"fault wrong-device node1 node2 host-shim"}, false},
+	{"to pods by the parent, on a NIC", func(in *verify.Input) {
+		onNIC(*in)
+		device(*in, 1, v1alpha1.WayHostRemote, "eth1")
+	}, []string{"fault wrong-device node1 node2 host-remote"}, false},
+	{"by the parent, in a tunnel", func(in *verify.Input) { device(*in, 1, v1alpha1.WayHostShim, "vxlan-storage") }, []string{"fault wrong-device node1 node2 host-shim"}, false},
 	{"management network", func(in *verify.Input) { in.Answers[0].Status.Traffic[0].ManagementSent = 330_000 }, []string{"warning management-nic node1  "}, false},
 	{"pods answer by the parent", func(in *verify.Input) {
 		for i := range in.Answers {
@@ -268,4 +305,31 @@ func TestLongTable(t *testing.T) {
 
 func TestUnknownNeed(t *testing.T) {
 	assert.Equal(t, verify.Unknown, verify.Judge(verify.Input{}).Shim.Verdict)
+}
+
+// What is about another network is left out, and nothing else: the underlay is every network's.
+func TestOnly(t *testing.T) {
+	in := healthy(2)
+	before := len(in.Answers[0].Status.Legs)
+	s := &in.Answers[0].Status
+	for i := range s.Legs {
+		if s.Legs[i].Kind == v1alpha1.WayUnderlay {
+			s.Legs[i].Network = "another" // on the same parent
+		}
+	}
+	lost := leg(v1alpha1.WayHostRemote, 2, "", "x/y", "10.9.0.1")
+	lost.Network, lost.Small.Lost = "another", 5
+	below := leg(v1alpha1.WayUnderlay, 2, "", "", "192.0.2.2") // on another parent
+	below.Small.Lost = 5
+	below.Network = "another"
+	s.Legs = append(s.Legs, lost, below)
+	s.Networks = append(s.Networks, v1alpha1.VerifiedNetwork{Name: "another", Parent: "missing"})
+	s.Traffic = append(s.Traffic, v1alpha1.VerifiedTraffic{Parent: "missing", ChildrenSent: 100_000, Sent: 300_000})
+	require.False(t, verify.Judge(in).OK)
+	only := in.Only("storage")
+	r := verify.Judge(only)
+	assert.True(t, r.OK, "%+v", r.Findings)
+	assert.Len(t, only.Answers[0].Status.Legs, before, "with the underlay's")
+	assert.Len(t, only.Answers[0].Status.Traffic, 1)
+	assert.Len(t, in.Answers[0].Status.Legs, before+2, "what was given isn't changed")
 }
