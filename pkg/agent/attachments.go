@@ -12,12 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
-)
-
-// Annotations of the Network Plumbing Working Group's specification.
-const (
-	networksAnnotation = "k8s.v1.cni.cncf.io/networks"
-	statusAnnotation   = "k8s.v1.cni.cncf.io/network-status"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 )
 
 // longhornComponent is the label that says which part of Longhorn a pod is.
@@ -43,9 +38,9 @@ func Missing(pod *corev1.Pod, ours map[string]bool) ([]string, error) {
 	var status []struct {
 		Name string `json:"name"`
 	}
-	if raw := pod.Annotations[statusAnnotation]; raw != "" {
+	if raw := pod.Annotations[nad.StatusAnnotation]; raw != "" {
 		if err := json.Unmarshal([]byte(raw), &status); err != nil {
-			return nil, fmt.Errorf("annotation %s can't be read: %w", statusAnnotation, err)
+			return nil, fmt.Errorf("annotation %s can't be read: %w", nad.StatusAnnotation, err)
 		}
 	}
 	has := map[string]int{}
@@ -68,7 +63,7 @@ func Missing(pod *corev1.Pod, ours map[string]bool) ([]string, error) {
 // asks are the networks that a pod's annotation asks for, as namespace/name. It is a list in JSON, or names with commas
 // between them: [namespace/]name[@interface].
 func asks(pod *corev1.Pod) ([]string, error) {
-	raw := strings.TrimSpace(pod.Annotations[networksAnnotation])
+	raw := strings.TrimSpace(pod.Annotations[nad.NetworksAnnotation])
 	if raw == "" {
 		return nil, nil
 	}
@@ -79,7 +74,7 @@ func asks(pod *corev1.Pod) ([]string, error) {
 			Name      string `json:"name"`
 		}
 		if err := json.Unmarshal([]byte(raw), &list); err != nil {
-			return nil, fmt.Errorf("annotation %s can't be read: %w", networksAnnotation, err)
+			return nil, fmt.Errorf("annotation %s can't be read: %w", nad.NetworksAnnotation, err)
 		}
 		for _, n := range list {
 			namespace := n.Namespace

@@ -25,6 +25,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/hostclaim"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 )
 
 var (
@@ -81,7 +82,7 @@ func stripPod(object any) (any, error) {
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
 		CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp, Annotations: map[string]string{},
 	}}
-	for _, key := range []string{networksAnnotation, statusAnnotation} {
+	for _, key := range []string{nad.NetworksAnnotation, nad.StatusAnnotation} {
 		if value, ok := pod.Annotations[key]; ok {
 			kept.Annotations[key] = value
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/node"
 )
 
@@ -70,7 +71,7 @@ func TestMissing(t *testing.T) {
 		{"status can't be read", `storage`, `{`, nil, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "longhorn-system", Annotations: map[string]string{networksAnnotation: c.networks, statusAnnotation: c.status}}}
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "longhorn-system", Annotations: map[string]string{nad.NetworksAnnotation: c.networks, nad.StatusAnnotation: c.status}}}
 			got, err := Missing(pod, ours)
 			assert.Equal(t, c.want, got)
 			assert.Equal(t, c.fails, err != nil, "%v", err)
@@ -82,7 +83,7 @@ func FuzzMissing(f *testing.F) {
 	f.Add(`[{"namespace": "a", "name": "b"}]`, `[{"name": "a/b"}]`)
 	f.Add(`a/b@c,d`, ``)
 	f.Fuzz(func(t *testing.T, networks, status string) {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Annotations: map[string]string{networksAnnotation: networks, statusAnnotation: status}}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Annotations: map[string]string{nad.NetworksAnnotation: networks, nad.StatusAnnotation: status}}}
 		missing, err := Missing(pod, map[string]bool{"a/b": true})
 		if err != nil && missing != nil {
 			t.Error("an unreadable annotation says nothing")
@@ -180,7 +181,7 @@ func TestFaultsAreToldOfOnce(t *testing.T) {
 // Nothing is kept in memory of a pod or a Node but what is read.
 func TestStripped(t *testing.T) {
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{networksAnnotation: "a", "big": strings.Repeat("x", 1000)}, Labels: map[string]string{longhornComponent: instanceManager, "app": "x"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{nad.NetworksAnnotation: "a", "big": strings.Repeat("x", 1000)}, Labels: map[string]string{longhornComponent: instanceManager, "app": "x"}},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
 	}
 	kept, err := stripPod(pod)

@@ -22,6 +22,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/ipam/queue"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/leak"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 	"github.com/lhstorage/lhstorage/pkg/record"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
@@ -32,16 +33,16 @@ var breakages = map[string]func(*world){
 	// networks
 	"LHS001": func(w *world) { w.cluster.Absent, w.cluster.ProbeReports = []string{snapshot.ProbeReports}, nil },
 	"LHS002": func(w *world) { w.bare(); w.cluster.Absent = []string{snapshot.Definitions} },
-	"LHS003": func(w *world) { w.second("other", strings.Replace(nad, `"vni": 100`, `"vni": -1`, 1)) },
-	"LHS004": func(w *world) { w.second("other", strings.Replace(nad, `"vni": 100`, `"vni": 101`, 1)) },
+	"LHS003": func(w *world) { w.second("other", strings.Replace(definition, `"vni": 100`, `"vni": -1`, 1)) },
+	"LHS004": func(w *world) { w.second("other", strings.Replace(definition, `"vni": 100`, `"vni": 101`, 1)) },
 	"LHS005": func(w *world) {
-		w.define(strings.Replace(nad, `"hostShim": {"range": "10.100.1.0/28"},`, "", 1))
+		w.define(strings.Replace(definition, `"hostShim": {"range": "10.100.1.0/28"},`, "", 1))
 		w.delete(shimName)
 	},
 	"LHS006": func(w *world) {
 		w.second("chained", `{"name": "chained", "plugins": [{"type": "bridge"}, {"type": "lhstorage", "hostShim": {"range": "10.9.0.0/28"}}]}`)
 	},
-	"LHS007": func(w *world) { w.define(strings.Replace(nad, "10.100.100.0/24", "10.100.100.7/24", 1)) },
+	"LHS007": func(w *world) { w.define(strings.Replace(definition, "10.100.100.0/24", "10.100.100.7/24", 1)) },
 	"LHS008": func(w *world) { w.cluster.Services = []string{"10.100.0.0/16"} },
 	"LHS009": func(w *world) {
 		w.cluster.Harvester = &snapshot.HarvesterSetting{}
@@ -78,7 +79,7 @@ var breakages = map[string]func(*world){
 		w.cluster.Claims = slices.DeleteFunc(w.cluster.Claims, func(c v1alpha1.AddressClaim) bool { return c.Spec.Address == "10.100.1.18" })
 	},
 	"LHS026": func(w *world) {
-		w.manager(3).Annotations[snapshot.StatusAnnotation] = status(nadRef, "10.100.1.9")
+		w.manager(3).Annotations[nad.StatusAnnotation] = status(nadRef, "10.100.1.9")
 		w.cluster.Longhorn.Replicas = w.cluster.Longhorn.Replicas[:1]
 		claim(w.cluster, "10.100.1.9", longhorn+"/im3", "node3", "uid3")
 		w.cluster.Claims = slices.DeleteFunc(w.cluster.Claims, func(c v1alpha1.AddressClaim) bool { return c.Spec.Address == "10.100.1.18" })
@@ -124,36 +125,36 @@ var breakages = map[string]func(*world){
 	// pods
 	"LHS050": func(w *world) {
 		p := w.other(3)
-		p.Annotations[snapshot.StatusAnnotation] = `[{"name": "cbr0", "interface": "eth0", "ips": ["10.42.0.9"], "default": true}]`
+		p.Annotations[nad.StatusAnnotation] = `[{"name": "cbr0", "interface": "eth0", "ips": ["10.42.0.9"], "default": true}]`
 	},
 	"LHS051": func(w *world) {
-		w.other(3).Annotations[snapshot.StatusAnnotation] = fmt.Sprintf(`[{"name": %q, "interface": "lhnet1", "ips": []}]`, nadRef)
+		w.other(3).Annotations[nad.StatusAnnotation] = fmt.Sprintf(`[{"name": %q, "interface": "lhnet1", "ips": []}]`, nadRef)
 	},
 	"LHS052": func(w *world) {
 		p := w.other(3)
-		delete(p.Annotations, snapshot.StatusAnnotation)
+		delete(p.Annotations, nad.StatusAnnotation)
 		p.Status.Phase = corev1.PodPending
 		w.cluster.Events = []corev1.Event{{Reason: "FailedCreatePodSandBox", LastTimestamp: metav1.NewTime(now), InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: longhorn, Name: p.Name},
 			Message: `error at storage engine: Could not allocate IP in range: ip: 10.100.1.16 / - 10.100.1.254 / range: 10.100.1.0/24 / excludeRanges: []`}}
 	},
 	"LHS053": func(w *world) {
-		w.other(3).Annotations[snapshot.StatusAnnotation] = fmt.Sprintf(`[{"name": %q, "interface": "lhnet1", "ips": ["10.100.1.60", "fd00::1"]}]`, nadRef)
+		w.other(3).Annotations[nad.StatusAnnotation] = fmt.Sprintf(`[{"name": %q, "interface": "lhnet1", "ips": ["10.100.1.60", "fd00::1"]}]`, nadRef)
 		claim(w.cluster, "10.100.1.60", longhorn+"/other3", "node3", "uid3")
 		claim6 := w.cluster.Claims[len(w.cluster.Claims)-1]
 		claim6.Name, claim6.Spec.Address = "fd00--1", "fd00::1"
 		w.cluster.Claims = append(w.cluster.Claims, claim6)
 		w.cluster.Leaks.Pods[longhorn+"/other3"] = leak.Pod{Node: "node3", UIDs: []string{"uid3"}}
 	},
-	"LHS054": func(w *world) { w.other(3).Annotations[snapshot.NetworksAnnotation] = `[{"name":` },
+	"LHS054": func(w *world) { w.other(3).Annotations[nad.NetworksAnnotation] = `[{"name":` },
 
 	// Longhorn
 	"LHS060": func(w *world) { w.setting(snapshot.StorageNetworkSetting, " "+nadRef); w.withoutManagers() },
 	"LHS061": func(w *world) { *w.cluster.Longhorn.Settings[0].Status.Applied = false },
-	"LHS062": func(w *world) { delete(w.manager(3).Annotations, snapshot.NetworksAnnotation) },
+	"LHS062": func(w *world) { delete(w.manager(3).Annotations, nad.NetworksAnnotation) },
 	"LHS063": func(w *world) { w.cluster.Longhorn.Replicas[1].Status.StorageIP = "10.42.3.18" },
 	"LHS064": func(w *world) { w.cluster.Longhorn.Engines[0].Status.StorageIP = "10.100.1.99" },
 	"LHS065": func(w *world) {
-		w.define(strings.Replace(nad, `"ipam"`, `"iscsiPath": "pod-ip", "ipam"`, 1))
+		w.define(strings.Replace(definition, `"ipam"`, `"iscsiPath": "pod-ip", "ipam"`, 1))
 		port := metav1.ObjectMeta{Namespace: longhorn, Name: "instance-manager"}
 		w.cluster.NetworkPolicies = []networkingv1.NetworkPolicy{{ObjectMeta: port, Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{snapshot.LonghornComponent: snapshot.InstanceManagers}}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}}}
@@ -166,7 +167,7 @@ var breakages = map[string]func(*world){
 	"LHS069": func(w *world) {
 		w.setting(snapshot.V2EngineSetting, "true")
 		w.bare()
-		w.cluster.Definitions[0].Config = strings.NewReplacer("10.100.1.0/28", "fd00::/124", "10.100.1.0/24", "fd00::/64").Replace(nad)
+		w.cluster.Definitions[0].Config = strings.NewReplacer("10.100.1.0/28", "fd00::/124", "10.100.1.0/24", "fd00::/64").Replace(definition)
 		w.edit = func(l *snapshot.Local) { l.Networks = nil }
 		w.cluster.HostShims[0].Spec.Networks = nil
 	},
@@ -236,7 +237,7 @@ var breakages = map[string]func(*world){
 		w.file(fmt.Sprintf("run/systemd/netif/links/%d", w.index(shimName)), "# This is private data.\nADMIN_STATE=configured\n")
 	},
 	"LHS128": func(w *world) {
-		w.define(strings.Replace(nad, `"cidr"`, `"routes": "static", "via": {"10.100.100.3": "eth9"}, "cidr"`, 1))
+		w.define(strings.Replace(definition, `"cidr"`, `"routes": "static", "via": {"10.100.100.3": "eth9"}, "cidr"`, 1))
 	},
 
 	// the shim
@@ -334,7 +335,7 @@ func (w *world) leg(kind v1alpha1.ProbeLegKind, refused string) {
 func (w *world) other(i int) *corev1.Pod {
 	p := *w.manager(i)
 	p.Name, p.Labels = fmt.Sprintf("other%d", i), nil
-	p.Annotations = map[string]string{snapshot.NetworksAnnotation: asked}
+	p.Annotations = map[string]string{nad.NetworksAnnotation: asked}
 	w.cluster.Pods = append(w.cluster.Pods, p)
 	return &w.cluster.Pods[len(w.cluster.Pods)-1]
 }

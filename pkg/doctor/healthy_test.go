@@ -21,6 +21,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/leak"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/node"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
@@ -37,7 +38,7 @@ const (
 	here     = "node2"
 )
 
-const nad = `{
+const definition = `{
   "cniVersion": "1.1.0", "name": "longhorn-storage", "type": "lhstorage",
   "parent": {"type": "vxlan", "name": "vxlan-storage", "vni": 100, "vtep": {"cidr": "10.100.100.0/24"}},
   "hostShim": {"range": "10.100.1.0/28"},
@@ -188,7 +189,7 @@ func healthyCluster() *snapshot.Cluster {
 	agents, multus := map[string]string{"app.kubernetes.io/name": "lhstorage"}, map[string]string{"app": "multus"}
 	applied := true
 	c := &snapshot.Cluster{
-		Definitions: []agent.Definition{{Namespace: longhorn, Name: "storage", UID: "nad", Created: now.Add(-24 * time.Hour), Config: nad}},
+		Definitions: []agent.Definition{{Namespace: longhorn, Name: "storage", UID: "nad", Created: now.Add(-24 * time.Hour), Config: definition}},
 		DaemonSets:  []appsv1.DaemonSet{daemonSet("lhstorage-system", "lhstorage", agents), daemonSet("kube-system", "kube-multus-ds", multus), daemonSet(longhorn, csiPlugin, nil)},
 		Services:    []string{"10.43.0.0/16"},
 		Leaks:       &leak.Cluster{Now: now, Pods: map[string]leak.Pod{}, Nodes: map[string]leak.Node{}},
@@ -242,7 +243,7 @@ func addNode(c *snapshot.Cluster, i int) {
 			Spec: corev1.PodSpec{NodeName: name, HostNetwork: true}, Status: ready()},
 		corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: longhorn, Name: fmt.Sprintf("im%d", i), UID: types.UID(fmt.Sprint("uid", i)),
 			Labels:      map[string]string{snapshot.LonghornComponent: snapshot.InstanceManagers, snapshot.LonghornNode: name},
-			Annotations: map[string]string{snapshot.NetworksAnnotation: asked, snapshot.StatusAnnotation: status(nadRef, pod)}},
+			Annotations: map[string]string{nad.NetworksAnnotation: asked, nad.StatusAnnotation: status(nadRef, pod)}},
 			Spec: corev1.PodSpec{NodeName: name}, Status: ready()},
 	)
 	manager := snapshot.InstanceManager{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("im%d", i)}}

@@ -55,7 +55,7 @@ var harmless = map[string]func(*world){
 	},
 	"no node measures": func(w *world) { w.cluster.ProbeReports = nil },
 	"addresses of another IPAM": func(w *world) {
-		w.define(strings.Replace(nad, "lhstorage-ipam", "whereabouts", 1))
+		w.define(strings.Replace(definition, "lhstorage-ipam", "whereabouts", 1))
 		breakages["LHS025"](w)
 	},
 	"a policy that lets iSCSI in": func(w *world) {
@@ -69,7 +69,7 @@ var harmless = map[string]func(*world){
 	},
 	"a policy where iSCSI goes over the storage network": func(w *world) {
 		breakages["LHS065"](w)
-		w.define(nad)
+		w.define(definition)
 	},
 	"an instance that is stopped": func(w *world) {
 		breakages["LHS063"](w)

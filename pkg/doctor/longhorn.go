@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/lhstorage/lhstorage/pkg/agent"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
 )
@@ -163,7 +164,7 @@ func (v *view) named(setting string) []hit {
 // asksFor says whether a pod's annotation asks for a network.
 func asksFor(pod *corev1.Pod, ref string) bool {
 	bare := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Annotations: map[string]string{
-		snapshot.NetworksAnnotation: pod.Annotations[snapshot.NetworksAnnotation],
+		nad.NetworksAnnotation: pod.Annotations[nad.NetworksAnnotation],
 	}}}
 	asked, err := agent.Missing(bare, map[string]bool{ref: true})
 	return err != nil || len(asked) > 0 // what can't be read is LHS054's

@@ -3,11 +3,11 @@ package leak
 import (
 	"encoding/json"
 	"net/netip"
+
+	"github.com/lhstorage/lhstorage/pkg/nad"
 )
 
 const (
-	networkStatus = "k8s.v1.cni.cncf.io/network-status" // written by Multus
-
 	// Of a static pod's mirror in the API, by the kubelet: the UID under which it runs the pod. The mirror has another.
 	configHash = "kubernetes.io/config.hash"
 
@@ -36,7 +36,7 @@ func (o podObject) pod() Pod {
 	p := Pod{
 		Node: o.Spec.NodeName, UIDs: []string{o.Metadata.UID}, Terminating: o.Metadata.Deletion != nil,
 		Finished: o.Status.Phase == "Succeeded" || o.Status.Phase == "Failed",
-		Status:   parseStatus(o.Metadata.Annotations[networkStatus]),
+		Status:   parseStatus(o.Metadata.Annotations[nad.StatusAnnotation]),
 	}
 	if hash := o.Metadata.Annotations[configHash]; hash != "" {
 		p.UIDs = append(p.UIDs, hash)

@@ -12,12 +12,6 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/netconf"
 )
 
-// Annotations of the Network Plumbing Working Group's specification. The second is written by Multus.
-const (
-	annotationNetworks = "k8s.v1.cni.cncf.io/networks"
-	annotationStatus   = "k8s.v1.cni.cncf.io/network-status"
-)
-
 // storageInterface is what Longhorn calls the interface.
 const storageInterface = "lhnet1"
 

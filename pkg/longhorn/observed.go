@@ -13,6 +13,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/hostclaim"
 	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
@@ -184,10 +185,10 @@ func (r Ref) mentioned(pod *corev1.Pod) bool {
 	if r.None() || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 		return false
 	}
-	if strings.Contains(pod.Annotations[annotationStatus], `"`+r.String()+`"`) {
+	if strings.Contains(pod.Annotations[nad.StatusAnnotation], `"`+r.String()+`"`) {
 		return true
 	}
-	asked := pod.Annotations[annotationNetworks]
+	asked := pod.Annotations[nad.NetworksAnnotation]
 	for _, part := range strings.Split(asked, ",") { // the short form
 		name, _, _ := strings.Cut(strings.TrimSpace(part), "@")
 		if name == r.String() || name == r.Name && pod.Namespace == r.Namespace {

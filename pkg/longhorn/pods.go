@@ -14,6 +14,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
@@ -78,14 +79,14 @@ func unwell(ref Ref, shape shape, pods []corev1.Pod, managers []manager) (texts 
 
 // wrong says what is wrong with a pod; empty: nothing.
 func wrong(ref Ref, shape shape, pod *corev1.Pod) string {
-	if asked := pod.Annotations[annotationNetworks]; !ref.asks(asked) {
+	if asked := pod.Annotations[nad.NetworksAnnotation]; !ref.asks(asked) {
 		if ref.None() {
 			return "still asks for " + asked + ": Longhorn hasn't made it anew yet"
 		}
 		return fmt.Sprintf("doesn't ask for %s yet: Longhorn hasn't made it anew", ref)
 	}
 	if !ref.None() {
-		addr, err := ref.storageAddress(pod.Annotations[annotationStatus])
+		addr, err := ref.storageAddress(pod.Annotations[nad.StatusAnnotation])
 		switch {
 		case err != nil && !podReady(pod):
 			return "isn't Ready: " + string(pod.Status.Phase)
@@ -226,7 +227,7 @@ func (r Reports) measured(ctx context.Context) ([]v1alpha1.ProbeReport, error) {
 func twice(ref Ref, pods []corev1.Pod) (texts []string) {
 	seen := map[netip.Addr]string{}
 	for _, p := range pods {
-		addr, err := ref.storageAddress(p.Annotations[annotationStatus])
+		addr, err := ref.storageAddress(p.Annotations[nad.StatusAnnotation])
 		if err != nil {
 			continue
 		}

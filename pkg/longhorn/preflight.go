@@ -14,6 +14,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/harvester"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/plan"
 )
 
@@ -123,8 +124,8 @@ func (o *observed) judgeLonghorn(r *report, req Request) {
 	}
 	for i := range o.dataPods {
 		p := &o.dataPods[i]
-		if strings.Contains(strings.ReplaceAll(p.Annotations[annotationStatus], " ", ""), `"ips":[]`) {
-			r.warn(EmptyAddresses, "pod %s has an empty list of addresses in %s: longhorn-manager crashes when it reads that for its storage network; delete the pod once its node's volumes are detached", p.Name, annotationStatus)
+		if strings.Contains(strings.ReplaceAll(p.Annotations[nad.StatusAnnotation], " ", ""), `"ips":[]`) {
+			r.warn(EmptyAddresses, "pod %s has an empty list of addresses in %s: longhorn-manager crashes when it reads that for its storage network; delete the pod once its node's volumes are detached", p.Name, nad.StatusAnnotation)
 		}
 	}
 	if req.RWX != nil && o.rwx == nil {

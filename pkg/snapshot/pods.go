@@ -7,13 +7,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-)
 
-// Annotations of the Network Plumbing Working Group's specification.
-const (
-	NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
-	StatusAnnotation   = "k8s.v1.cni.cncf.io/network-status"
-	legacyStatus       = "k8s.v1.cni.cncf.io/networks-status" // which Longhorn still reads
+	"github.com/lhstorage/lhstorage/pkg/nad"
 )
 
 // Labels by which pods are known.
@@ -52,7 +47,7 @@ func ParseAddr(text string) (netip.Addr, error) {
 
 // Interfaces reads a pod's network-status; none where there is no annotation.
 func Interfaces(pod *corev1.Pod) ([]Interface, error) {
-	for _, key := range []string{StatusAnnotation, legacyStatus} {
+	for _, key := range []string{nad.StatusAnnotation, nad.LegacyStatusAnnotation} {
 		raw := pod.Annotations[key]
 		if raw == "" {
 			continue
@@ -93,7 +88,7 @@ func Running(pod *corev1.Pod) bool {
 }
 
 func wanted(pod *corev1.Pod, longhorn string) bool {
-	asks := pod.Annotations[NetworksAnnotation] != "" || pod.Annotations[StatusAnnotation] != ""
+	asks := pod.Annotations[nad.NetworksAnnotation] != "" || pod.Annotations[nad.StatusAnnotation] != ""
 	return asks || pod.Namespace == longhorn || IsAgent(pod.Labels) || IsMultus(pod.Labels)
 }
 
@@ -101,7 +96,7 @@ func wanted(pod *corev1.Pod, longhorn string) bool {
 func stripPod(pod *corev1.Pod) corev1.Pod {
 	kept := corev1.Pod{ObjectMeta: pod.ObjectMeta, Status: pod.Status}
 	kept.ManagedFields, kept.Annotations = nil, map[string]string{}
-	for _, key := range []string{NetworksAnnotation, StatusAnnotation, legacyStatus} {
+	for _, key := range []string{nad.NetworksAnnotation, nad.StatusAnnotation, nad.LegacyStatusAnnotation} {
 		if value, ok := pod.Annotations[key]; ok {
 			kept.Annotations[key] = value
 		}

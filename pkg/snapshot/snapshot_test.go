@@ -21,6 +21,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 )
 
@@ -52,7 +53,7 @@ func items(objects ...any) map[string]any { return map[string]any{"items": objec
 func TestLook(t *testing.T) {
 	secret := corev1.Container{Name: "c", Env: []corev1.EnvVar{{Name: "PASSWORD", Value: "hunter2"}}, Args: []string{"--token=hunter2"}}
 	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "longhorn-system", Name: "im", Labels: map[string]string{LonghornComponent: InstanceManagers},
-		Annotations: map[string]string{NetworksAnnotation: "x", "kubectl.kubernetes.io/last-applied-configuration": "hunter2"}}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{secret}}}
+		Annotations: map[string]string{nad.NetworksAnnotation: "x", "kubectl.kubernetes.io/last-applied-configuration": "hunter2"}}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{secret}}}
 	stranger := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}
 	recent := corev1.Event{Type: "Warning", Reason: "FailedCreatePodSandBox", InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: "longhorn-system", Name: "im"}, LastTimestamp: metav1.Now()}
 	old, other := recent, recent
@@ -103,7 +104,7 @@ func TestLookAtNothing(t *testing.T) {
 
 func TestStorageAddress(t *testing.T) {
 	c := &Cluster{Longhorn: Longhorn{Namespace: "lh"}, Pods: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "lh", Name: "im",
-		Annotations: map[string]string{legacyStatus: `[{"name": "cbr0", "ips": ["10.42.0.1"], "default": true}, {"name": "a/b", "ips": ["10.9.0.9", "10.10.0.1"]}]`}}}}}
+		Annotations: map[string]string{nad.LegacyStatusAnnotation: `[{"name": "cbr0", "ips": ["10.42.0.1"], "default": true}, {"name": "a/b", "ips": ["10.9.0.9", "10.10.0.1"]}]`}}}}}
 	assert.Equal(t, "10.10.0.1", c.StorageAddress("im", "a/b"), "sorted as texts, as Longhorn does, of the legacy annotation, too")
 	assert.Empty(t, c.StorageAddress("im", "a/c"))
 	assert.Empty(t, c.StorageAddress("other", "a/b"))

@@ -16,6 +16,7 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/agent"
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
+	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/nodefile"
 	"github.com/lhstorage/lhstorage/pkg/record"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
@@ -36,7 +37,7 @@ var now = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 func manager(i int, status string) corev1.Pod {
 	return corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "longhorn-system", Name: fmt.Sprintf("im%d", i), Labels: map[string]string{snapshot.LonghornComponent: snapshot.InstanceManagers},
-			Annotations: map[string]string{snapshot.StatusAnnotation: status}},
+			Annotations: map[string]string{nad.StatusAnnotation: status}},
 		Spec: corev1.PodSpec{NodeName: fmt.Sprintf("node%d", i)}, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: fmt.Sprintf("10.42.0.%d", i)},
 	}
 }
@@ -132,7 +133,7 @@ func TestDial(t *testing.T) {
 	assert.Equal(t, []Dial{pod(1, Enforced), pod(2, Enforced), pod(3, Enforced)}, dials(seen("pod-ip")))
 
 	s := seen("storage-ip")
-	s.Cluster.Pods[0].Annotations[snapshot.StatusAnnotation] = `[{"name": "cbr0", "interface": "eth0", "ips": ["10.42.0.1"], "default": true}, {"name": "x/y", "interface": "eth1", "ips": ["172.16.0.1"]}]`
+	s.Cluster.Pods[0].Annotations[nad.StatusAnnotation] = `[{"name": "cbr0", "interface": "eth0", "ips": ["10.42.0.1"], "default": true}, {"name": "x/y", "interface": "eth1", "ips": ["172.16.0.1"]}]`
 	s.Cluster.Pods[1].Annotations = nil
 	assert.Equal(t, Dial{"172.16.0.1", "eth1", ByName}, dials(s)[0])
 	assert.Equal(t, pod(2, OnlyOne), dials(s)[1])
