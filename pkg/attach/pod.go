@@ -131,30 +131,7 @@ func (p *pod) ifaces() ([]iscsipath.Iface, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []iscsipath.Iface
-	for _, a := range addrs {
-		i := slices.IndexFunc(list, func(f iscsipath.Iface) bool { return f.Index == a.Link })
-		if i < 0 {
-			list = append(list, iscsipath.Iface{Index: a.Link, Name: nameOf(links, a.Link)})
-			i = len(list) - 1
-		}
-		list[i].Addrs = append(list[i].Addrs, a.Prefix.Addr())
-	}
-	for _, l := range links {
-		if !slices.ContainsFunc(list, func(f iscsipath.Iface) bool { return f.Index == l.Index }) {
-			list = append(list, iscsipath.Iface{Index: l.Index, Name: l.Name})
-		}
-	}
-	return list, nil
-}
-
-func nameOf(links []kernel.Link, index int) string {
-	for _, l := range links {
-		if l.Index == index {
-			return l.Name
-		}
-	}
-	return ""
+	return iscsipath.Dump(links, addrs), nil
 }
 
 // prepare sets the interface's sysctls before it is up and has an address. On a

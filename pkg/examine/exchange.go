@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 )
 
 const (
@@ -38,7 +39,7 @@ func (r *run) talk(ctx context.Context, legs []*leg) {
 		}
 		switch l.Target.Kind {
 		case v1alpha1.WayHostLocal, v1alpha1.WayHostRemote:
-			if IsInstanceManager(l.Target.Pod) {
+			if iscsipath.IsTarget(l.Target.Pod) {
 				for _, port := range managerPorts {
 					l.TCP = append(l.TCP, v1alpha1.VerifiedPort{Port: port, Result: r.dial(ctx, l.Target, port)})
 				}

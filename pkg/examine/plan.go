@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 	"github.com/lhstorage/lhstorage/pkg/record"
 )
 
@@ -22,18 +23,9 @@ type Target struct {
 	Address netip.Addr
 }
 
-// instanceManager is how Longhorn names the pods that iSCSI and replicas' ports are dialled in.
-const instanceManager = "instance-manager-"
-
-// IsInstanceManager says whether a pod (namespace/name) is one of Longhorn's instance managers.
-func IsInstanceManager(pod string) bool {
-	_, name, _ := strings.Cut(pod, "/")
-	return strings.HasPrefix(name, instanceManager)
-}
-
 // byImportance puts instance managers first. Every node orders pods so, and chooses the same ones.
 func byImportance(a, b string) int {
-	x, y := IsInstanceManager(a), IsInstanceManager(b)
+	x, y := iscsipath.IsTarget(a), iscsipath.IsTarget(b)
 	switch {
 	case x == y:
 		return strings.Compare(a, b)

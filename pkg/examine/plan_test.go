@@ -9,6 +9,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/examine"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 	"github.com/lhstorage/lhstorage/pkg/record"
 )
 
@@ -60,7 +61,7 @@ func TestPlan(t *testing.T) {
 		} else if target.From == "" {
 			assert.Empty(t, target.Netns)
 		}
-		if target.Kind == v1alpha1.WayHostRemote && examine.IsInstanceManager(target.Pod) {
+		if target.Kind == v1alpha1.WayHostRemote && iscsipath.IsTarget(target.Pod) {
 			managers++
 		}
 	}

@@ -16,10 +16,8 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/harvester"
 	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/plan"
+	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
-
-// reportAge is how old a measurement may be that something is judged by: agents write every ten minutes at least.
-const reportAge = 15 * time.Minute
 
 // judge says all that stands in the way of a request, and what should be known. It is pure.
 func judge(o *observed, req Request, now time.Time) []Finding {
@@ -287,7 +285,7 @@ func (o *observed) judgeAgents(r *report, s shape, now time.Time) {
 // judgeLegs looks at what agents measured lately on the network.
 func (o *observed) judgeLegs(r *report, s shape, now time.Time) {
 	for _, rep := range o.reports {
-		if now.Sub(rep.Status.Time.Time) > reportAge {
+		if now.Sub(rep.Status.Time.Time) > probereport.Stale {
 			continue
 		}
 		for _, leg := range rep.Status.Legs {

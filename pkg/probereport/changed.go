@@ -1,6 +1,8 @@
 package probereport
 
 import (
+	"slices"
+
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 )
 
@@ -33,10 +35,10 @@ func classOf(l v1alpha1.ProbeLeg) class {
 // Changed says whether a report differs from an earlier one in substance: a leg
 // loses packets that didn't, or no longer does, or loses them otherwise; a
 // round-trip time has more than doubled or halved; a node is reached in a way in
-// which none of it was before; or the cluster has grown over what one round can
+// which none of it was before; Longhorn dials another address; or the cluster has grown over what one round can
 // ask, or shrunk again. Other legs without loss may come and go.
 func Changed(before, now v1alpha1.ProbeReportStatus) bool {
-	if before.Sampled != now.Sampled {
+	if before.Sampled != now.Sampled || !slices.Equal(before.ISCSI, now.ISCSI) {
 		return true
 	}
 	old, cur := byKey(before.Legs), byKey(now.Legs)

@@ -8,7 +8,8 @@
 // Whom to ask is decided by a pure function ([Choose]), and so is whether a
 // report differs from the last in substance ([Changed]): the object is written
 // when a leg begins or ceases to lose packets, when a round-trip time has doubled
-// or halved, when a node is reached for the first time, and every ten minutes.
+// or halved, when a node is reached for the first time, when Longhorn dials another
+// address of an instance manager, and every ten minutes.
 // Pods that come and go are no news.
 package probereport
 

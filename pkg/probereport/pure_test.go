@@ -117,6 +117,11 @@ func status(legs ...v1alpha1.ProbeLeg) v1alpha1.ProbeReportStatus {
 	return v1alpha1.ProbeReportStatus{Legs: legs}
 }
 
+// dials is a report of an instance manager that is dialled at an address.
+func dials(address string) v1alpha1.ProbeReportStatus {
+	return v1alpha1.ProbeReportStatus{ISCSI: []v1alpha1.ProbeDial{{Pod: "longhorn-system/instance-manager-a", Address: address, Interface: "lhnet1"}}}
+}
+
 // at is a leg to another address, as one of another kind.
 func at(address string, l v1alpha1.ProbeLeg) v1alpha1.ProbeLeg {
 	l.Address = address
@@ -151,6 +156,9 @@ func TestChanged(t *testing.T) {
 		{"a little slower", status(leg("a", 0, 1000)), status(leg("a", 0, 1999)), false},
 		{"slower, but below what is told apart", status(leg("a", 0, 20)), status(leg("a", 0, 240)), false},
 		{"another order", status(leg("a", 1, 300), leg("b", 0, 300)), status(leg("b", 0, 300), leg("a", 1, 300)), false},
+		{"another address is dialled", dials("10.100.1.16"), dials("10.42.0.9"), true},
+		{"the same address is dialled", dials("10.100.1.16"), dials("10.100.1.16"), false},
+		{"nobody is dialled any more", dials("10.100.1.16"), status(), true},
 		{"grown", status(), v1alpha1.ProbeReportStatus{Sampled: true}, true},
 	} {
 		assert.Equal(t, tt.want, probereport.Changed(tt.before, tt.now), tt.name)

@@ -32,6 +32,8 @@ type site struct {
 	node lab.Node
 	gone map[string]bool // pods that are deleted, though the lab has them
 
+	named string // what this node's pods are called; empty: as the lab does
+
 	writes []v1alpha1.ProbeReportStatus
 }
 
@@ -50,6 +52,9 @@ func (s *site) Local(context.Context) ([]probereport.Pod, error) {
 	pods := probereport.PodsOf(attachments, s.node.Name)
 	for i := range pods {
 		pods[i].Network = "storage"
+		if s.named != "" {
+			pods[i].Ref = s.named
+		}
 	}
 	return pods, err
 }
@@ -240,4 +245,37 @@ func TestAmplification(t *testing.T) {
 	assert.InDelta(t, 2, ratio(), 0.2, "flooding")
 	require.NoError(t, l.SetLearning(true))
 	assert.InDelta(t, 1, ratio(), 0.1, "learning again")
+}
+
+// What Longhorn's initiator dials is looked at in the pods, each round, and reported once for each change; of other pods nobody asks.
+func TestRoundSeesWhatIsDialled(t *testing.T) {
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	node := l.Nodes()[0]
+	pod, err := l.AddPod(t.Context(), node.Name, "pod", lab.PodOptions{})
+	require.NoError(t, err)
+	s := &site{Lab: l, t: t, node: node, named: "longhorn-system/instance-manager-1"}
+	in, err := l.In(node.Name, "")
+	require.NoError(t, err)
+	p := &probereport.Prober{
+		Node: node.Name, Sources: s, Reports: s, Host: in, FromPods: true,
+		Log: slog.New(slog.DiscardHandler), Metrics: probereport.NewMetrics(prometheus.NewRegistry()),
+	}
+	dialled := func() []v1alpha1.ProbeDial {
+		t.Helper()
+		require.NoError(t, p.Round(t.Context(), 0))
+		return s.writes[len(s.writes)-1].ISCSI
+	}
+	dial := func(address, by string) []v1alpha1.ProbeDial {
+		return []v1alpha1.ProbeDial{{Pod: s.named, Address: address, Interface: by}}
+	}
+	storage := pod.Addresses[0].Addr().String()
+	assert.Equal(t, dial(storage, "lhnet1"), dialled())
+
+	require.NoError(t, l.Exec(t.Context(), node.Name, "pod", []string{"sh", "-ec", "ip link add eth1 type veth peer name other; ip addr add 172.16.0.1/24 dev eth1"}))
+	assert.Equal(t, dial("172.16.0.1", "eth1"), dialled(), "Longhorn asks for that name first")
+	require.NoError(t, l.Exec(t.Context(), node.Name, "pod", []string{"ip", "link", "del", "eth1"}))
+	assert.Equal(t, dial(storage, "lhnet1"), dialled())
+
+	s.named = "default/web"
+	assert.Empty(t, dialled())
 }

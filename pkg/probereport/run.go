@@ -20,6 +20,9 @@ const (
 	// DefaultInterval is between the beginnings of two rounds.
 	DefaultInterval = time.Minute
 
+	// Stale is how old a report may be that something is judged by.
+	Stale = 15 * time.Minute
+
 	heartbeat  = 10 * time.Minute // between writes of a report that stays as it is
 	listAge    = 10 * time.Minute // of what is known of another node's pods
 	listsAtOne = 4                // other nodes whose pods are asked for in a round
@@ -100,6 +103,7 @@ func (p *Prober) Round(ctx context.Context, spread time.Duration) error {
 	p.remember(legs, known, max(Rotation(nodes, MaxNodes), Rotation(len(known.Local), maxLocal)))
 	p.round++
 	status := p.status(nodes > MaxNodes)
+	status.ISCSI = p.dials(known.Local)
 	p.Metrics.set(p.legs(), nodes > MaxNodes)
 	return p.report(ctx, status)
 }

@@ -300,21 +300,8 @@ func inside(h Host, a record.Attachment) Attachment {
 			}
 		}
 	}
-	out.Dial, out.By, _ = iscsipath.Dialed(dump(links, addrs))
+	out.Dial, out.By, _ = iscsipath.Dialed(iscsipath.Dump(links, addrs))
 	return out
-}
-
-// dump are the interfaces in the order of the kernel's address dump.
-func dump(links []kernel.Link, addrs []kernel.Addr) []iscsipath.Iface {
-	var list []iscsipath.Iface
-	for _, a := range addrs {
-		name := ""
-		if i := slices.IndexFunc(links, func(l kernel.Link) bool { return l.Index == a.Link }); i >= 0 {
-			name = links[i].Name
-		}
-		list = append(list, iscsipath.Iface{Name: name, Index: a.Link, Addrs: []netip.Addr{a.Prefix.Addr()}})
-	}
-	return list
 }
 
 // Here is the machine that this program runs on, in whose network namespace it must be. The caller closes the kernel.

@@ -11,12 +11,13 @@ import (
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 	"github.com/lhstorage/lhstorage/pkg/netconf"
+	"github.com/lhstorage/lhstorage/pkg/probereport"
 	"github.com/lhstorage/lhstorage/pkg/snapshot"
 )
 
 // How it is known which address the initiator dials.
 const (
-	SeenOnNode = "seen"     // in the pod's own namespace, by --local on its node
+	SeenOnNode = "seen"     // in the pod's own namespace, by its node's agent or by --local there
 	ByName     = "eth1"     // Longhorn asks for an interface of that name first
 	Enforced   = "enforced" // the plugin refuses a pod in which iscsiPath can't be had
 	Expected   = "expected" // iscsiPath auto: the plugin chose it so where it could; the node knows for certain
@@ -45,6 +46,9 @@ func (b builder) dial(pod *corev1.Pod, network agent.Network) Dial {
 	if err != nil {
 		return Dial{How: Unknown}
 	}
+	if d, ok := b.reported(pod, entries); ok {
+		return d
+	}
 	policy, how := netconf.ISCSIPath(""), Unknown
 	if network.Plan != nil {
 		policy = iscsipath.Wanted(network.Plan.ISCSIPath, b.reaches(pod.Spec.NodeName, network.Plan))
@@ -69,6 +73,26 @@ func (b builder) dial(pod *corev1.Pod, network agent.Network) Dial {
 		return Dial{How: Unknown}
 	}
 	return Dial{address.String(), by, how}
+}
+
+// reported is what the node's agent saw lately in the pod. A pod that was made anew under its name has other addresses: what is none of
+// its own was said of the one before.
+func (b builder) reported(pod *corev1.Pod, entries []snapshot.Interface) (Dial, bool) {
+	own := podIP(pod)
+	for _, e := range entries {
+		own = append(own, e.Addrs()...)
+	}
+	for _, r := range b.c.ProbeReports {
+		if r.Spec.Node != pod.Spec.NodeName || b.s.Time.Sub(r.Status.Time.Time) > probereport.Stale {
+			continue
+		}
+		for _, d := range r.Status.ISCSI {
+			if address, err := netip.ParseAddr(d.Address); err == nil && d.Pod == snapshot.Ref(pod) && slices.Contains(own, address) {
+				return Dial{d.Address, d.Interface, SeenOnNode}, true
+			}
+		}
+	}
+	return Dial{}, false
 }
 
 // reaches says whether the host of a node has a healthy shim, as the plugin's own policy wants to know it.

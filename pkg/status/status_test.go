@@ -139,6 +139,19 @@ func TestDial(t *testing.T) {
 	assert.Equal(t, pod(2, OnlyOne), dials(s)[1])
 
 	s = seen("auto")
+	report := v1alpha1.ProbeReport{Spec: v1alpha1.ProbeReportSpec{Node: "node1"}, Status: v1alpha1.ProbeReportStatus{Time: metav1.NewTime(now.Add(-time.Minute)),
+		ISCSI: []v1alpha1.ProbeDial{{Pod: "longhorn-system/im1", Address: "10.42.0.1", Interface: "eth0"}}}}
+	s.Cluster.ProbeReports = []v1alpha1.ProbeReport{report}
+	assert.Equal(t, []Dial{pod(1, SeenOnNode), pod(2, Expected), pod(3, Expected)}, dials(s), "what its agent saw counts")
+	s.Cluster.ProbeReports[0].Status.ISCSI[0].Address = "10.100.1.99"
+	assert.Equal(t, storage(1, Expected), dials(s)[0], "that is of a pod of the same name, before")
+	s.Cluster.ProbeReports[0].Status.ISCSI[0].Address = "10.42.0.1"
+	s.Cluster.ProbeReports[0].Spec.Node = "node2"
+	assert.Equal(t, storage(1, Expected), dials(s)[0], "another node can't know")
+	s.Cluster.ProbeReports[0].Spec.Node, s.Cluster.ProbeReports[0].Status.Time = "node1", metav1.NewTime(now.Add(-time.Hour))
+	assert.Equal(t, storage(1, Expected), dials(s)[0], "that was an hour ago")
+
+	s = seen("auto")
 	s.Cluster.Longhorn.Settings[0].Value = "elsewhere/macvlan"
 	assert.Equal(t, Dial{How: Unknown}, dials(s)[0])
 

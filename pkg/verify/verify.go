@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/iscsipath"
 )
 
 // Input is what was found in the cluster.
@@ -283,7 +283,7 @@ func (j *judge) need() Need {
 			}
 		}
 		for _, p := range a.Pods {
-			if isManager(p.Pod) && p.ISCSIDial != "" {
+			if iscsipath.IsTarget(p.Pod) && p.ISCSIDial != "" {
 				managers++
 				if slices.Contains(p.Addresses, p.ISCSIDial) {
 					dialled++
@@ -304,11 +304,6 @@ func (j *judge) need() Need {
 		return Need{Needed, why + ": some hosts reach their pods without one, others don't"}
 	}
 	return Need{Needed, why + ": without it a host doesn't reach its own pods, and volumes don't attach over the storage network"}
-}
-
-func isManager(pod string) bool {
-	_, name, _ := strings.Cut(pod, "/")
-	return strings.HasPrefix(name, "instance-manager-")
 }
 
 func count(n int, what string) string {

@@ -69,6 +69,32 @@ type ProbeReportStatus struct {
 	// +listType=atomic
 	// +optional
 	Legs []ProbeLeg `json:"legs,omitempty"`
+
+	// ISCSI says, for each instance manager of this node, what Longhorn's v1 initiator dials to reach it, as the pod's kernel has it.
+	//
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	ISCSI []ProbeDial `json:"iscsi,omitempty"`
+}
+
+// ProbeDial is the address that Longhorn's v1 initiator dials.
+type ProbeDial struct {
+	// Pod (namespace/name) that is dialled.
+	//
+	// +kubebuilder:validation:MaxLength=512
+	Pod string `json:"pod"`
+
+	// Address that is dialled.
+	//
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="must be an IPv4 or IPv6 address"
+	Address string `json:"address"`
+
+	// Interface of the pod that has it.
+	//
+	// +kubebuilder:validation:MaxLength=15
+	Interface string `json:"interface"`
 }
 
 // ProbeLegKind is one of the kinds of way that storage traffic takes.
