@@ -9,10 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
-	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/report"
+	"github.com/lhstorage/lhstorage/pkg/snapshot"
 	"github.com/lhstorage/lhstorage/pkg/verify"
 )
 
@@ -47,12 +46,14 @@ func newReport() *cobra.Command {
 }
 
 func writePage(cmd *cobra.Command, api *kubeapi.Client, in verify.Input, result verify.Result, file, name string) error {
-	var claims []v1alpha1.AddressClaim
-	err := kubeapi.Each(cmd.Context(), api, kube.Claims, func(c v1alpha1.AddressClaim) { claims = append(claims, c) })
+	seen, err := snapshot.LookAtPools(cmd.Context(), api, snapshot.Options{})
 	if err != nil {
 		return fmt.Errorf("read which addresses are taken: %w", err)
 	}
-	data := report.From(in, result, claims)
+	for _, denied := range seen.Denied {
+		return fmt.Errorf("read which addresses are taken: %s: %s", denied.What, denied.Why)
+	}
+	data := report.From(in, result, (&snapshot.Snapshot{Time: api.Now(), Cluster: seen}).Fill())
 	data.Cluster, data.Version, data.Time = name, version, time.Now()
 	if server, err := url.Parse(api.Server()); err == nil && name == "" {
 		data.Cluster = server.Hostname()

@@ -8,17 +8,14 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
-	"go4.org/netipx"
-
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/snapshot"
 	"github.com/lhstorage/lhstorage/pkg/verify"
 )
 
@@ -30,7 +27,7 @@ type Data struct {
 	Result  verify.Result
 	Nodes   []Node
 	Links   []Link
-	Pools   []Pool
+	Pools   []snapshot.Pool
 }
 
 // Node as the topology shows it.
@@ -59,24 +56,9 @@ type Link struct {
 	Microseconds int64
 }
 
-// Pool of addresses.
-type Pool struct {
-	Name, Range string
-	Used, Of    uint64 // Of: addresses of the range that a device can have, those included that are excluded or the hosts'
-	Quarantined uint64
-}
-
-// Percent that is used, 0 to 100.
-func (p Pool) Percent() float64 {
-	if p.Of == 0 {
-		return 0
-	}
-	return min(100, 100*float64(p.Used)/float64(p.Of))
-}
-
-// From makes data of what was verified and of the claims.
-func From(in verify.Input, result verify.Result, claims []v1alpha1.AddressClaim) Data {
-	d := Data{Result: result, Pools: pools(claims)}
+// From makes data of what was verified and of how full the ranges are.
+func From(in verify.Input, result verify.Result, pools []snapshot.Pool) Data {
+	d := Data{Result: result, Pools: pools}
 	answers := map[string]v1alpha1.VerificationStatus{}
 	for _, a := range in.Answers {
 		answers[a.Spec.Node] = a.Status
@@ -168,55 +150,14 @@ func links(r verify.Result) []Link {
 	return list
 }
 
-func pools(claims []v1alpha1.AddressClaim) []Pool {
-	all := map[string]*Pool{}
-	for _, c := range claims {
-		p := all[c.Spec.Pool]
-		if p == nil {
-			p = &Pool{Name: c.Spec.Pool, Range: c.Spec.Range}
-			all[c.Spec.Pool] = p
-		}
-		p.Range = cmp.Or(p.Range, c.Spec.Range)
-		if c.Spec.Declined != nil {
-			p.Quarantined++
-		}
-		p.Used++
-	}
-	var list []Pool
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		p := all[name]
-		p.Of = sizeOf(p.Range)
-		list = append(list, *p)
-	}
-	return list
-}
-
-// sizeOf counts the addresses of a range that a device can have; 0 where that can't be told, or is more than a page can show.
-func sizeOf(text string) uint64 {
-	prefix, err := netip.ParsePrefix(text)
-	if err != nil || prefix.Addr().BitLen()-prefix.Bits() > 32 {
-		if r, err := netipx.ParseIPRange(text); err == nil && r.From().Is4() {
-			from, to := r.From().As4(), r.To().As4()
-			return number(to) - number(from) + 1
-		}
-		return 0
-	}
-	n := uint64(1) << (prefix.Addr().BitLen() - prefix.Bits())
-	if n > 2 {
-		n -= 2 // the network's own and the last
-	}
-	return n
-}
-
-func number(a [4]byte) uint64 {
-	return uint64(a[0])<<24 | uint64(a[1])<<16 | uint64(a[2])<<8 | uint64(a[3])
-}
+// percent is a part of a whole, for people and style sheets.
+func percent(part float64) float64 { return min(100, 100*part) }
 
 //go:embed report.html.tmpl
 var text string
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"bytes": inWords, "title": heading, "sentence": sentence,
+	"bytes": inWords, "percent": percent, "title": heading, "sentence": sentence,
 }).Parse(text))
 
 // Write writes the page.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/report"
+	"github.com/lhstorage/lhstorage/pkg/snapshot"
 	"github.com/lhstorage/lhstorage/pkg/verify"
 )
 
@@ -111,18 +113,16 @@ func broken() verify.Input {
 	return in
 }
 
-func claims(n int) []v1alpha1.AddressClaim {
-	var list []v1alpha1.AddressClaim
-	for i := range n {
-		list = append(list, v1alpha1.AddressClaim{Spec: v1alpha1.AddressClaimSpec{Address: fmt.Sprintf("10.100.1.%d", 16+i), Pool: "10.100.1.0-24", Range: "10.100.1.0/24"}})
+func pools(used uint64) []snapshot.Pool {
+	return []snapshot.Pool{
+		{Name: "10.100.1.0-24", Range: netip.MustParsePrefix("10.100.1.0/24"), Used: used, Size: 239},
+		{Name: "10.100.9.0-30", Range: netip.MustParsePrefix("10.100.9.0/30"), Used: 2, Size: 2, Declined: 1},
 	}
-	return append(list, v1alpha1.AddressClaim{Spec: v1alpha1.AddressClaimSpec{Address: "10.100.9.1", Pool: "10.100.9.0-30", Range: "10.100.9.0/30"}},
-		v1alpha1.AddressClaim{Spec: v1alpha1.AddressClaimSpec{Address: "10.100.9.2", Pool: "10.100.9.0-30", Range: "10.100.9.0/30", Declined: &v1alpha1.Declined{}}})
 }
 
-func pageOf(t *testing.T, in verify.Input, held int) string {
+func pageOf(t *testing.T, in verify.Input, used uint64) string {
 	t.Helper()
-	d := report.From(in, verify.Judge(in), claims(held))
+	d := report.From(in, verify.Judge(in), pools(used))
 	d.Cluster, d.Version, d.Time = "harvester-lab", "v0.1.0", time.Date(2026, 7, 1, 9, 30, 0, 0, time.UTC)
 	var out bytes.Buffer
 	require.NoError(t, d.Write(&out))
@@ -180,11 +180,8 @@ func TestNodesAreInOrder(t *testing.T) {
 }
 
 func TestPools(t *testing.T) {
-	d := report.From(verify.Input{}, verify.Result{}, claims(127))
-	assert.Equal(t, []report.Pool{
-		{Name: "10.100.1.0-24", Range: "10.100.1.0/24", Used: 127, Of: 254},
-		{Name: "10.100.9.0-30", Range: "10.100.9.0/30", Used: 2, Of: 2, Quarantined: 1},
-	}, d.Pools)
-	assert.InDelta(t, 50, d.Pools[0].Percent(), 0)
-	assert.InDelta(t, 100, d.Pools[1].Percent(), 0)
+	page := pageOf(t, site(2), 120)
+	assert.Contains(t, page, `aria-label="120 of 239 addresses of 10.100.1.0/24 that pods can get are taken"><span style="width: 50.2%"`)
+	assert.Contains(t, page, `aria-label="2 of 2 addresses of 10.100.9.0/30 that pods can get are taken"><span class="full" style="width: 100.0%"`)
+	assert.Contains(t, page, "2 of 2 taken by pods, 1 of them in quarantine;")
 }

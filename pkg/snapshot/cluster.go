@@ -47,6 +47,15 @@ const (
 
 // Look reads a cluster. It fails only where the API server can't be asked at all.
 func Look(ctx context.Context, api *kubeapi.Client, o Options) (*Cluster, error) {
+	return look(ctx, api, o, (*looker).definitions, (*looker).networks, (*looker).pools, (*looker).addresses, (*looker).nodes, (*looker).pods, (*looker).events, (*looker).longhorn, (*looker).harvester)
+}
+
+// LookAtPools reads no more than [Snapshot.Fill] needs.
+func LookAtPools(ctx context.Context, api *kubeapi.Client, o Options) (*Cluster, error) {
+	return look(ctx, api, o, (*looker).definitions, (*looker).pools)
+}
+
+func look(ctx context.Context, api *kubeapi.Client, o Options, parts ...func(*looker, context.Context, Options)) (*Cluster, error) {
 	if o.Longhorn == "" {
 		o.Longhorn = defaultLonghorn
 	}
@@ -54,8 +63,8 @@ func Look(ctx context.Context, api *kubeapi.Client, o Options) (*Cluster, error)
 		o.Pools = defaultPools
 	}
 	l := &looker{api: api, seen: &Cluster{Longhorn: Longhorn{Namespace: o.Longhorn}}}
-	for _, part := range []func(context.Context, Options){l.networks, l.addresses, l.nodes, l.pods, l.events, l.longhorn, l.harvester} {
-		part(ctx, o)
+	for _, part := range parts {
+		part(l, ctx, o)
 		if l.lost != nil {
 			return nil, fmt.Errorf("ask the cluster: %w", api.Explain(l.lost))
 		}
@@ -114,13 +123,16 @@ type definitionObject struct {
 	} `json:"spec"`
 }
 
-func (l *looker) networks(ctx context.Context, _ Options) {
+func (l *looker) definitions(ctx context.Context, _ Options) {
 	definitions := kubeapi.Resource{Group: "k8s.cni.cncf.io", Version: "v1", Plural: "network-attachment-definitions"}
 	for _, d := range list(ctx, l, definitions, all[definitionObject]) {
 		l.seen.Definitions = append(l.seen.Definitions, agent.Definition{
 			Namespace: d.Namespace, Name: d.Name, UID: string(d.UID), Created: d.CreationTimestamp.Time, Config: d.Spec.Config,
 		})
 	}
+}
+
+func (l *looker) networks(ctx context.Context, _ Options) {
 	l.seen.HostShims = list(ctx, l, hostclaim.Shims, func(h v1alpha1.HostShim) (v1alpha1.HostShim, bool) {
 		h.ManagedFields = nil
 		return h, true
@@ -131,7 +143,7 @@ func (l *looker) networks(ctx context.Context, _ Options) {
 	})
 }
 
-func (l *looker) addresses(ctx context.Context, o Options) {
+func (l *looker) pools(ctx context.Context, o Options) {
 	l.seen.Claims = list(ctx, l, kube.Claims, func(c v1alpha1.AddressClaim) (v1alpha1.AddressClaim, bool) {
 		c.ManagedFields = nil
 		return c, true
@@ -140,6 +152,9 @@ func (l *looker) addresses(ctx context.Context, o Options) {
 		p.ManagedFields = nil
 		return p, true
 	})
+}
+
+func (l *looker) addresses(ctx context.Context, o Options) {
 	l.seen.Reservations = list(ctx, l, kube.Reservations(o.Pools), func(r whereabouts.OverlappingRangeIPReservation) (whereabouts.OverlappingRangeIPReservation, bool) {
 		r.ManagedFields = nil
 		return r, true

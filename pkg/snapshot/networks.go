@@ -79,11 +79,12 @@ func (s *Snapshot) Fill() []Pool {
 	if s.Cluster == nil {
 		return nil
 	}
+	claimed := kube.Claimed(s.Cluster.Claims)
 	for _, n := range s.Cluster.Compiled().Networks {
 		for _, p := range poolsOf(n.Plan) {
 			i := slices.IndexFunc(pools, func(o Pool) bool { return o.Name == p.Name })
 			if i < 0 {
-				pools = append(pools, s.fill(p))
+				pools = append(pools, s.fill(p, claimed[p.Name]))
 				i = len(pools) - 1
 			}
 			pools[i].Networks = append(pools[i].Networks, n.Ref())
@@ -106,16 +107,11 @@ func poolsOf(plan *netconf.Plan) []ipam.Pool {
 }
 
 // fill counts by the claims, and by what a real Whereabouts put into the IPPool.
-func (s *Snapshot) fill(p ipam.Pool) Pool {
+func (s *Snapshot) fill(p ipam.Pool, taken []netip.Addr) Pool {
 	pool := Pool{Name: p.Name, Range: p.Range}
-	var taken []netip.Addr
 	for _, c := range s.Cluster.Claims {
-		addr, err := netip.ParseAddr(c.Spec.Address)
-		if err != nil || c.Spec.Pool != p.Name {
-			continue
-		}
-		taken = append(taken, addr)
 		switch {
+		case c.Spec.Pool != p.Name:
 		case c.Spec.Declined != nil:
 			pool.Declined++
 		case s.Time.Sub(c.CreationTimestamp.Time) < day:
@@ -127,11 +123,7 @@ func (s *Snapshot) fill(p ipam.Pool) Pool {
 			continue
 		}
 		pool.Entries = len(o.Spec.Allocations)
-		for key := range o.Spec.Allocations {
-			if addr, ok := kube.EntryAddress(p, key); ok {
-				taken = append(taken, addr)
-			}
-		}
+		taken = append(taken, kube.Recorded(p, o)...)
 	}
 	usage := p.Usage(taken)
 	pool.Size, pool.Used = uint64(min(usage.Addresses, most)), uint64(min(usage.Allocated, most))

@@ -16,25 +16,14 @@ import (
 // Usages says how full pools are, by name. claims are all that there are; what Whereabouts' pools hold besides, by a real
 // Whereabouts' hand, counts, too. That takes one list, which may be a little old.
 func (s *Store) Usages(ctx context.Context, pools []ipam.Pool, claims []v1alpha1.AddressClaim) (map[string]ipam.Usage, error) {
-	taken := map[string][]netip.Addr{}
-	for _, c := range claims {
-		if addr, err := netip.ParseAddr(c.Spec.Address); err == nil {
-			taken[c.Spec.Pool] = append(taken[c.Spec.Pool], addr)
-		}
-	}
-	wanted := map[string]netip.Addr{}
+	taken := Claimed(claims)
+	wanted := map[string]ipam.Pool{}
 	for _, p := range pools {
-		wanted[p.Name] = p.Kept().Addr()
+		wanted[p.Name] = p
 	}
 	err := kubeapi.Each(ctx, s.API, Pools(s.Namespace), func(object whereabouts.IPPool) {
-		base, ok := wanted[object.Name]
-		if !ok {
-			return
-		}
-		for key := range object.Spec.Allocations {
-			if addr, ok := addressAt(base, key); ok {
-				taken[object.Name] = append(taken[object.Name], addr)
-			}
+		if pool, ok := wanted[object.Name]; ok {
+			taken[object.Name] = append(taken[object.Name], Recorded(pool, object)...)
 		}
 	}, kubeapi.Cached())
 	if err != nil && !apierrors.IsNotFound(err) { // where Whereabouts' kinds aren't there nobody holds any
@@ -45,6 +34,27 @@ func (s *Store) Usages(ctx context.Context, pools []ipam.Pool, claims []v1alpha1
 		usages[p.Name] = p.Usage(taken[p.Name])
 	}
 	return usages, nil
+}
+
+// Claimed are the addresses that claims hold, by pool.
+func Claimed(claims []v1alpha1.AddressClaim) map[string][]netip.Addr {
+	taken := map[string][]netip.Addr{}
+	for _, c := range claims {
+		if addr, err := netip.ParseAddr(c.Spec.Address); err == nil {
+			taken[c.Spec.Pool] = append(taken[c.Spec.Pool], addr)
+		}
+	}
+	return taken
+}
+
+// Recorded are the addresses that a pool's object holds.
+func Recorded(pool ipam.Pool, object whereabouts.IPPool) (taken []netip.Addr) {
+	for key := range object.Spec.Allocations {
+		if addr, ok := EntryAddress(pool, key); ok {
+			taken = append(taken, addr)
+		}
+	}
+	return taken
 }
 
 // AllSliced are the pools of all nodes that have a slice of these, as [Store.Sliced] makes one node's. A network whose
