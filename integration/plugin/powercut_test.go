@@ -92,7 +92,8 @@ func TestPowerCutAfter(t *testing.T) {
 	_, err = n1.try("ip link show dev vxlan-storage")
 	require.Error(t, err, "the kernel has nothing")
 
-	a := n1.pod(t, "a")
+	// A sandbox of its own, as any after a boot: whether host-local's note of the old one had reached the disk is chance.
+	a := n1.pod(t, "a-after-the-boot")
 	out := n1.must(t, "ADD", a, n1.inCluster())
 	assert.Contains(t, string(out.Stderr), "going by the last answer, index 1")
 	t.Logf("the first ADD of the second life: %s %s", out.Wall, out.Stderr)
