@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"time"
 
@@ -27,41 +28,67 @@ func newSliceMetric(reg prometheus.Registerer) *prometheus.GaugeVec {
 func (a *Agent) divideRanges(ctx context.Context) error {
 	c := &nodeslice.Controller{API: a.api, Namespace: kubeapi.NamespaceOf(a.node.Kubeconfig), Log: a.log.With("part", "node slices")}
 	defer a.shared.withoutSlice.Reset() // who leads now says so
-	told := map[string]string{}
-	return a.onChanges(ctx, lookEvery, func(ctx context.Context) { told = a.divide(ctx, c, told) }, definitionObjects(), &corev1.Node{})
+	d := &divider{Agent: a, controller: c}
+	return a.onChanges(ctx, lookEvery, d.divide, definitionObjects(), &corev1.Node{})
 }
 
-// divide does so once. It returns what it told of, so as to tell of it once.
-func (a *Agent) divide(ctx context.Context, c *nodeslice.Controller, told map[string]string) map[string]string {
+// divider divides ranges among nodes.
+type divider struct {
+	*Agent
+	controller *nodeslice.Controller
+
+	told  map[string]string // by definition: what was wrong with it
+	of    division
+	again time.Time // when the pools are looked at though the division is the same
+}
+
+// division is what the pools follow from.
+type division struct {
+	definitions []nodeslice.Definition
+	members     []string
+	live        map[string]bool
+}
+
+// divide looks at the pools when they may have to change, and every now and then: of the changes of a thousand Nodes few are of that kind.
+func (d *divider) divide(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, sliceTime)
 	defer cancel()
-	definitions, err := a.watches.listDefinitions(ctx)
+	definitions, err := d.watches.listDefinitions(ctx)
 	if err != nil {
-		return told
+		return
 	}
-	members, live, err := a.watches.nodeNames(ctx)
+	var now division
+	if now.members, now.live, err = d.watches.nodeNames(ctx); err != nil {
+		return
+	}
+	for _, o := range definitions {
+		now.definitions = append(now.definitions, nodeslice.Definition{Namespace: o.Namespace, Name: o.Name, UID: o.UID, Created: o.Created, Config: o.Config})
+	}
+	if reflect.DeepEqual(now, d.of) && time.Now().Before(d.again) {
+		return
+	}
+	report, err := d.controller.Sync(ctx, now.definitions, now.members, now.live)
+	d.report(report)
 	if err != nil {
-		return told
+		d.controller.Log.Warn("not all nodes have their slices now", "error", err)
+		now = division{} // the next change of any kind is a reason to try again
 	}
-	var list []nodeslice.Definition
-	for _, d := range definitions {
-		list = append(list, nodeslice.Definition{Namespace: d.Namespace, Name: d.Name, UID: d.UID, Created: d.Created, Config: d.Config})
-	}
-	report, err := c.Sync(ctx, list, members, live)
-	if err != nil {
-		c.Log.Warn("not all nodes have their slices now", "error", err)
-	}
+	d.of, d.again = now, time.Now().Add(lookEvery/2) // the timer may come a little early
+}
+
+// report tells of what is wrong with a definition once.
+func (d *divider) report(report nodeslice.Report) {
 	now := map[string]string{}
 	for _, f := range report.Faults {
-		if now[f.Ref()] = f.Err.Error(); told[f.Ref()] != now[f.Ref()] {
-			c.Log.Warn("a network has no node slices", "definition", f.Ref(), "error", f.Err)
+		if now[f.Ref()] = f.Err.Error(); d.told[f.Ref()] != now[f.Ref()] {
+			d.controller.Log.Warn("a network has no node slices", "definition", f.Ref(), "error", f.Err)
 		}
 	}
-	a.shared.withoutSlice.Reset()
+	d.told = now
+	d.shared.withoutSlice.Reset()
 	for pool, without := range report.Without {
-		a.shared.withoutSlice.WithLabelValues(pool).Set(float64(len(without)))
+		d.shared.withoutSlice.WithLabelValues(pool).Set(float64(len(without)))
 	}
-	return now
 }
 
 // nodeNames are the Nodes that take part, sorted, and all that there are.
