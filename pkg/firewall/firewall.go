@@ -16,8 +16,15 @@
 // The rules are worked out by a pure function ([Desired.Rules]), compared with
 // what is there and put there in one transaction for a family, so that there is
 // no moment without them: iptables-save reads and iptables-restore writes, a
-// process each. (go-iptables lists a chain and writes a rule at a time: a peer
-// that comes would be some twenty processes, and a chain be half filled.)
+// process each. What nftables' generation says is as it was left isn't read.
+//
+// github.com/coreos/go-iptables was used for this at first. It lists a chain and
+// writes a rule at a time: a peer that came was thirty processes, and a chain
+// half filled meanwhile. Nor would it serve for the rest. Removal takes the same
+// read, because jumps that others have altered are found by what they lead to,
+// and one transaction where it has a process for each rule and chain. And it takes
+// the backend of the program that is called iptables, while here that is
+// chosen in whose tables the host's own rules are.
 //
 // Bridged and macvlan traffic of pods isn't routed by the host, so no rule here
 // sees it. Rules name devices, not the network's addresses, wherever packets
