@@ -63,6 +63,14 @@ func (c *Cluster) ImportLhstorage(ctx context.Context, tag string) error {
 	if err != nil {
 		return fmt.Errorf("make lhstorage's image %s: %w", tag, err)
 	}
+	if err := c.importArchive(ctx, archive); err != nil {
+		return err
+	}
+	return os.Remove(archive)
+}
+
+// importArchive gives each node that is on the image of an archive.
+func (c *Cluster) importArchive(ctx context.Context, archive string) error {
 	ctr, err := image.FindProgram("ctr")
 	if err != nil {
 		return err
@@ -77,10 +85,7 @@ func (c *Cluster) ImportLhstorage(ctx context.Context, tag string) error {
 			return err
 		})
 	}
-	if err := importing.Wait(); err != nil {
-		return err
-	}
-	return os.Remove(archive)
+	return importing.Wait()
 }
 
 // lhstorageArchive writes the archive of an image, and keeps the programs that are in it: see [Cluster.ReleaseProgram].

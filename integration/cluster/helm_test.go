@@ -46,6 +46,7 @@ func TestHelm(t *testing.T) {
 		{"uninstall while pods run", helmUninstall},
 		{"install again", helmAgain},
 		{"take it off the nodes", helmOff},
+		{"README: from zero to a verified network", readme},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, b) }) {
 			return // each step begins with what the one before has left
