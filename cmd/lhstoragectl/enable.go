@@ -24,6 +24,7 @@ type switchFlags struct {
 	rwx           bool
 	harvester     bool
 	dryRun        bool
+	skipVerify    bool
 	ignore        []string
 	output        format
 	timeouts      longhorn.Timeouts
@@ -50,6 +51,7 @@ func newEnable() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.network, "network", "", "namespace/name of the NetworkAttachmentDefinition")
 	cmd.Flags().StringVar(&f.file, "config", "", "file with a NetworkAttachmentDefinition, or with its configuration (then with --network); - is stdin. Without it the network must be there")
+	f.verifying(cmd)
 	cmd.Flags().BoolVar(&f.rwx, "rwx", false, "put shared (RWX) volumes on it too; --rwx=false takes them off (default: stay as they are)")
 	f.changing(cmd)
 	return cmd
@@ -97,7 +99,16 @@ func followUp(use, short string, do func(*longhorn.Switch, context.Context) erro
 		},
 	}
 	f.common(cmd)
+	if use == "resume" { // the way back asks nobody
+		f.verifying(cmd)
+	}
 	return cmd
+}
+
+// verifying adds the flags of commands that see whether the network carries traffic.
+func (f *switchFlags) verifying(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.skipVerify, "skip-verify", false, "don't have the agents measure the network before what was stopped is started again")
+	cmd.Flags().DurationVar(&f.timeouts.Verify, "wait-verify", 0, "how long to wait for a network that carries traffic (default 2m)")
 }
 
 // changing adds the flags of commands that begin something.
@@ -124,10 +135,14 @@ func (f *switchFlags) open(cmd *cobra.Command) (*longhorn.Switch, error) {
 	if err != nil {
 		return nil, err
 	}
+	cluster := &longhorn.Cluster{API: api, Namespace: f.longhornNamespace()}
+	tell := func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), "…", line) }
 	return &longhorn.Switch{
-		Cluster:  &longhorn.Cluster{API: api, Namespace: f.longhornNamespace()},
-		Timeouts: f.timeouts,
-		Progress: func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), "…", line) },
+		Cluster:    cluster,
+		Verifier:   longhorn.Measured{Cluster: cluster, Timeout: answerTime, Tell: tell},
+		SkipVerify: f.skipVerify,
+		Timeouts:   f.timeouts,
+		Progress:   tell,
 	}, nil
 }
 
@@ -159,7 +174,7 @@ func (f *switchFlags) preview(cmd *cobra.Command, s *longhorn.Switch, req longho
 	}
 	p := previewed{Findings: findings}
 	if journal != nil {
-		p.Steps = longhorn.Preview(journal)
+		p.Steps = s.Preview(journal)
 	}
 	if err := f.show(cmd, p); err != nil {
 		return err
@@ -178,7 +193,7 @@ func (f *switchFlags) previewJournal(cmd *cobra.Command, s *longhorn.Switch, bac
 	if back {
 		journal = journal.Turned()
 	}
-	return f.show(cmd, previewed{Steps: longhorn.Preview(journal)})
+	return f.show(cmd, previewed{Steps: s.Preview(journal)})
 }
 
 func (f *switchFlags) show(cmd *cobra.Command, p previewed) error {

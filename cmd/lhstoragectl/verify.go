@@ -21,11 +21,14 @@ type askFlags struct {
 
 func (f *askFlags) add(cmd *cobra.Command) {
 	f.cluster.add(cmd)
-	cmd.Flags().DurationVar(&f.timeout, "timeout", time.Minute, "how long the agents may take to answer")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", answerTime, "how long the agents may take to answer")
 	cmd.Flags().DurationVar(&f.wait, "wait", 0, "ask again until nothing is wrong, for this long at most")
 }
 
-const askAgain = 5 * time.Second
+const (
+	answerTime = time.Minute // an agent takes 50 s at most
+	askAgain   = 5 * time.Second
+)
 
 // ask asks once, or until nothing is wrong.
 func (f *askFlags) ask(cmd *cobra.Command, api *kubeapi.Client) (verify.Input, verify.Result, error) {

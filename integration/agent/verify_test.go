@@ -4,18 +4,23 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/lhstorage/lhstorage/integration/controlplane"
 	"github.com/lhstorage/lhstorage/integration/tools"
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/kubeapi"
+	"github.com/lhstorage/lhstorage/pkg/longhorn"
 	"github.com/lhstorage/lhstorage/pkg/verify"
 )
 
@@ -46,8 +51,9 @@ func TestVerify(t *testing.T) {
 		require.Eventually(t, func() bool { ok, _ := ready(n); return ok }, settle, 20*time.Millisecond, "%s", n.Name)
 		require.Eventually(t, func() bool { _, err := n.ReadFile(kubeconfig); return err == nil }, settle, 20*time.Millisecond)
 	}
+	pods := map[string]*controlplane.Sandbox{}
 	for _, n := range b.Nodes {
-		b.run(t, n, "instance-manager-"+n.Name)
+		pods[n.Name] = b.run(t, n, "instance-manager-"+n.Name)
 	}
 	var r verify.Result
 	out, _ := b.verify(t, 0, "-o", "json", "--wait", "1m")
@@ -78,9 +84,16 @@ func TestVerify(t *testing.T) {
 		assert.Contains(t, said, "wrote "+file)
 		page, err := os.ReadFile(file)
 		require.NoError(t, err)
-		for _, text := range []string{"Storage network of test-bed", "All is well", "10.100.100.3", "longhorn-system/instance-manager-node2", "3 of 254 taken by pods"} {
+		for _, text := range []string{"Storage network of test-bed", "All is well", "10.100.100.3", "longhorn-system/instance-manager-node2", "3 of 239 taken by pods"} {
 			assert.Contains(t, string(page), text)
 		}
+	})
+	t.Run("a target that listens", func(t *testing.T) { b.listening(t, pods["node2"]) })
+	t.Run("as enable asks", func(t *testing.T) {
+		told, err := b.measured(t)
+		require.NoError(t, err)
+		assert.Contains(t, told, "ok: 3 of 3 nodes answered; 27 legs")
+		assert.NotContains(t, told, "not verified")
 	})
 	t.Run("a link cut", func(t *testing.T) { b.cut(t, b.Nodes[0]) })
 	t.Run("an agent that is gone", func(t *testing.T) {
@@ -91,7 +104,7 @@ func TestVerify(t *testing.T) {
 		b.start(t, b.Nodes[2])
 		b.verify(t, 0, "--wait", "1m")
 	})
-	t.Run("nobody may answer for another node", func(t *testing.T) {
+	t.Run("a request keeps its node", func(t *testing.T) {
 		_, err := b.Kubectl(t.Context(), "patch", "verification", "node1", "--type=merge", "-p", `{"spec":{"node":"node2"}}`)
 		assert.ErrorContains(t, err, "it is its name")
 	})
@@ -110,6 +123,64 @@ func (b *bed) cut(t *testing.T, n *controlplane.Node) {
 		}
 	}
 	assert.Equal(t, []string{"node1 node3 underlay"}, links)
+	_, err := b.measured(t)
+	require.ErrorContains(t, err, "of network longhorn-system/storage:\n  - ")
+	require.ErrorContains(t, err, "link-cut: node1 → node3, leg underlay, 10.100.100.3: ")
 	sh(t, n, "ip link set to-node3 up")
 	b.verify(t, 0, "--wait", "1m")
+}
+
+// longhornNodes are the nodes that Longhorn knows, as far as it matters which they are.
+const longhornNodes = `{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "nodes.longhorn.io"},
+ "spec": {"group": "longhorn.io", "scope": "Namespaced", "names": {"kind": "Node", "plural": "nodes", "singular": "node"},
+  "versions": [{"name": "v1beta2", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}`
+
+// measured is what `lhstoragectl enable` does at its step verify, and what it tells.
+func (b *bed) measured(t *testing.T) (told string, err error) {
+	t.Helper()
+	require.NoError(t, b.Apply(t.Context(), nil, []byte(longhornNodes)))
+	for _, n := range b.Nodes {
+		object := fmt.Sprintf(`{"apiVersion": "longhorn.io/v1beta2", "kind": "Node", "metadata": {"name": %q, "namespace": %q}}`, n.Name, namespace)
+		require.NoError(t, b.Apply(t.Context(), nil, []byte(object)))
+	}
+	api, err := kubeapi.New(b.Config)
+	require.NoError(t, err)
+	m := longhorn.Measured{Cluster: &longhorn.Cluster{API: api, Namespace: namespace}, Timeout: time.Minute, Tell: func(line string) { told += line + "\n" }}
+	err = m.Verify(t.Context(), longhorn.Network{Ref: longhorn.Ref{Namespace: namespace, Name: network}, Config: nad})
+	return told, err
+}
+
+// listening has an instance manager's target listen, and sees that the agents see it, and see it go.
+func (b *bed) listening(t *testing.T, pod *controlplane.Sandbox) {
+	var listeners []net.Listener
+	require.NoError(t, pod.Netns.Do(func(ns.NetNS) error {
+		for _, port := range []string{"3260", "10000"} {
+			l, err := net.Listen("tcp", ":"+port) // as tgtd does, on all addresses
+			if err != nil {
+				return err
+			}
+			listeners = append(listeners, l)
+		}
+		return nil
+	}))
+	seen := func() (open, refused int) {
+		out, _ := b.verify(t, 0, "-o", "json", "--wait", "1m")
+		var r verify.Result
+		require.NoError(t, json.Unmarshal([]byte(out), &r))
+		for _, c := range r.Matrix {
+			if c.To == "node2" {
+				open, refused = open+c.Open, refused+c.Refused
+			}
+		}
+		return open, refused
+	}
+	open, refused := seen()
+	assert.Equal(t, 3*2, open, "from its own host, and from the two others")
+	assert.Zero(t, refused)
+	for _, l := range listeners {
+		require.NoError(t, l.Close())
+	}
+	open, refused = seen()
+	assert.Zero(t, open)
+	assert.Equal(t, 3*2, refused)
 }

@@ -312,5 +312,5 @@ func TestAllAtOnce(t *testing.T) {
 	journal, _, err := w.workflow(t).Plan(t.Context(), req)
 	require.NoError(t, err)
 	require.NotNil(t, journal, "what may be ignored is")
-	assert.Len(t, longhorn.Preview(journal), len(steps))
+	assert.Len(t, w.workflow(t).Preview(journal), len(steps))
 }

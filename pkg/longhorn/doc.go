@@ -12,7 +12,7 @@
 //	adopt       on Harvester: its own setting is told, or its controller would undo the next step
 //	setting     the setting is changed, right after a last look at the volumes
 //	pods        each pod of Longhorn's data plane has its interface with an address in range, and is Ready
-//	verify      the network carries traffic
+//	verify      the agents measure every leg of the network, and lose nothing
 //	start       what was stopped is started again; virtual machines never are
 //	settle      its volumes are attached, engines and replicas use storage addresses
 //	clean       the network that isn't wanted any more is removed, if it is ours to remove

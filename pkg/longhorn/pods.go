@@ -10,12 +10,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/nad"
-	"github.com/lhstorage/lhstorage/pkg/probereport"
 )
 
 // touchEvery is how often Longhorn's setting is touched while pods are wrong: after three tries within a blink longhorn-manager
@@ -174,67 +171,6 @@ func misplacedOf(instances []instance, ref Ref, shape shape) (texts []string) {
 		if err != nil || !shape.holds(addr) {
 			texts = append(texts, fmt.Sprintf("%s of volume %s uses the address %q, which isn't one of %s for pods: its pod started without %s", i.Name, i.Spec.Volume, i.Status.StorageIP, cmp.Or(shape.rangesText(), ref.String()), storageInterface))
 		}
-	}
-	return texts
-}
-
-// Reports is a Verifier that believes what pods and agents report: addresses in range on each pod, no two alike, and no leg that
-// lost packets in a recent ProbeReport.
-type Reports struct{ *Cluster }
-
-// Verify implements Verifier.
-func (r Reports) Verify(ctx context.Context, network Network) error {
-	pods, err := r.dataPods(ctx)
-	if err != nil {
-		return err
-	}
-	shape := read(network.Name, network.Config)
-	open := append(unwell(network.Ref, shape, pods, nil), twice(network.Ref, pods)...)
-	measured, err := r.measured(ctx)
-	if err != nil {
-		return err
-	}
-	found := &report{}
-	(&observed{reports: measured}).judgeLegs(found, shape, r.API.Now())
-	for _, f := range found.findings {
-		open = append(open, f.Text)
-	}
-	if len(open) > 0 {
-		return fmt.Errorf("%s", strings.Join(open, "\n  - "))
-	}
-	return nil
-}
-
-// measured are the reports without legs to pods that are gone: Longhorn has just made its pods anew.
-func (r Reports) measured(ctx context.Context) ([]v1alpha1.ProbeReport, error) {
-	measured, _, err := list[v1alpha1.ProbeReport](ctx, r.Cluster, probereport.Resource)
-	if err != nil || len(measured) == 0 {
-		return nil, err
-	}
-	pods, _, err := list[metav1.PartialObjectMetadata](ctx, r.Cluster, allPods)
-	there := map[string]bool{"": true}
-	for _, p := range pods {
-		there[p.Namespace+"/"+p.Name] = true
-	}
-	for i := range measured {
-		legs := &measured[i].Status.Legs
-		*legs = slices.DeleteFunc(*legs, func(l v1alpha1.ProbeLeg) bool { return !there[l.Pod] || !there[l.From] })
-	}
-	return measured, err
-}
-
-// twice says which address two pods have.
-func twice(ref Ref, pods []corev1.Pod) (texts []string) {
-	seen := map[netip.Addr]string{}
-	for _, p := range pods {
-		addr, err := ref.storageAddress(p.Annotations[nad.StatusAnnotation])
-		if err != nil {
-			continue
-		}
-		if other, ok := seen[addr]; ok {
-			texts = append(texts, fmt.Sprintf("pods %s and %s both have the address %s: delete one of them", other, p.Name, addr))
-		}
-		seen[addr] = p.Name
 	}
 	return texts
 }

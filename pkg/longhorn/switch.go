@@ -44,9 +44,11 @@ func (t Timeouts) complete() Timeouts {
 // Switch moves Longhorn from one network to another.
 type Switch struct {
 	*Cluster
-	Verifier Verifier          // nil: what agents and pods report
-	Timeouts Timeouts          // zero: the defaults
-	Progress func(line string) // told what happens; nil: nobody is
+	Verifier Verifier // nil: what agents and pods report
+	// SkipVerify leaves the step verify out: of a run that goes on although a leg fails.
+	SkipVerify bool
+	Timeouts   Timeouts          // zero: the defaults
+	Progress   func(line string) // told what happens; nil: nobody is
 
 	journal *Journal
 }
@@ -69,7 +71,11 @@ func (e *StoppedError) Error() string {
 	if e.Switched {
 		state = "Longhorn's setting may have been changed already"
 	}
-	return fmt.Sprintf("step %q: %v\n%s; what was stopped may still be. `lhstoragectl resume` goes on from here, `lhstoragectl rollback` goes back to how it was", e.Step, e.Err, state)
+	text := fmt.Sprintf("step %q: %v\n%s; what was stopped may still be. `lhstoragectl resume` goes on from here, `lhstoragectl rollback` goes back to how it was", e.Step, e.Err, state)
+	if e.Step == StepVerify {
+		text += ", `lhstoragectl resume --skip-verify` starts what was stopped although the network isn't whole"
+	}
+	return text
 }
 
 // Unwrap gives what stood in the way.
@@ -241,11 +247,11 @@ func (o *observed) done(req Request) bool {
 }
 
 // Preview says, a line for each step, what a run would do.
-func Preview(j *Journal) []string {
-	s := &Switch{journal: j}
+func (s *Switch) Preview(j *Journal) []string {
+	as := &Switch{SkipVerify: s.SkipVerify, journal: j}
 	var lines []string
 	for _, step := range j.Steps() {
-		lines = append(lines, fmt.Sprintf("%-8s %s", step, s.describe(step)))
+		lines = append(lines, fmt.Sprintf("%-8s %s", step, as.describe(step)))
 	}
 	return lines
 }

@@ -29,6 +29,11 @@ func (r Result) Write(w io.Writer) {
 	fmt.Fprintln(w, r.Summary())
 }
 
+// String is the finding in a line.
+func (f Finding) String() string {
+	return fmt.Sprintf("%s: %s: %s; mend: %s", f.Kind, f.where(), f.Text, f.Mend)
+}
+
 // where names nodes and leg.
 func (f Finding) where() string {
 	text := f.Node

@@ -28,10 +28,11 @@ func resource(plural string) kubeapi.Resource {
 	return kubeapi.Resource{Group: v1alpha1.Group, Version: v1alpha1.Version, Plural: plural}
 }
 
-// Options say how long to wait, and whom to tell of progress.
+// Options say whom to ask, how long to wait, and whom to tell of progress.
 type Options struct {
-	Timeout  time.Duration     // for the answers
-	Progress func(text string) // nil: nobody
+	Timeout  time.Duration                // for the answers
+	Progress func(text string)            // nil: nobody
+	Whom     func(v1alpha1.HostShim) bool // whether the node with this place is asked; nil: each is
 }
 
 // Ask asks every node that has a place on a parent, and returns when all have answered or the time is over. That some didn't is no error: what is missing is in
@@ -43,6 +44,9 @@ func Ask(ctx context.Context, api *kubeapi.Client, o Options) (verify.Input, err
 	in := verify.Input{ID: uuid.NewString()}
 	if err := whom(ctx, api, &in); err != nil {
 		return in, err
+	}
+	if o.Whom != nil {
+		in.HostShims = slices.DeleteFunc(in.HostShims, func(s v1alpha1.HostShim) bool { return !o.Whom(s) })
 	}
 	asked := members(in)
 	if len(asked) == 0 {
