@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,12 +19,30 @@ import (
 )
 
 // command is lhstoragectl as people start it.
-func (w *world) command(t *testing.T, program string, args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
-	var out, errs bytes.Buffer
+func (w *world) command(t *testing.T, program string, args ...string) (*exec.Cmd, *printed, *printed) {
+	var out, errs printed
 	cmd := exec.Command(program, append(args, "--kubeconfig", w.AdminKubeconfig(), "-n", w.ns)...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	require.NoError(t, w.Within(cmd.Start))
 	return cmd, &out, &errs
+}
+
+// printed is what a running program has printed so far.
+type printed struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (p *printed) Write(data []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.Write(data)
+}
+
+func (p *printed) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.String()
 }
 
 // TestCommand walks docs/longhorn.md: look, do, interrupt, go on, go back.
@@ -59,11 +79,12 @@ func TestCommand(t *testing.T) {
 	w.hold("web", true)
 	cmd, _, told := w.command(t, program, "enable", "--network", network, "--config", file)
 	w.reaches(t, detaching)
-	time.Sleep(2500 * time.Millisecond) // it must say by now what it waits for
+	require.Eventually(t, func() bool {
+		return strings.Contains(told.String(), "waiting so that all volumes are detached:\n    - volume pvc-web is attached to node1")
+	}, time.Minute, beat, "it says what it waits for")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	_ = cmd.Wait()
 	assert.Equal(t, 3, cmd.ProcessState.ExitCode())
-	assert.Contains(t, told.String(), "waiting so that all volumes are detached:\n    - volume pvc-web is attached to node1")
 	assert.Contains(t, told.String(), `step "detach": interrupted while waiting`)
 	assert.Contains(t, told.String(), "`lhstoragectl resume` goes on from here")
 

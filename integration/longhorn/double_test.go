@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -80,7 +81,43 @@ func (d *double) beat(ctx context.Context) error {
 	if err := d.pods(ctx, volumes.Items); err != nil {
 		return err
 	}
+	if err := d.csiPlugin(ctx); err != nil {
+		return err
+	}
 	return d.users(ctx, volumes.Items)
+}
+
+// csiPlugin is what longhorn-manager writes into its CSI plugin's DaemonSet, and the controller that makes the pods anew.
+func (d *double) csiPlugin(ctx context.Context) error {
+	shared, err := d.lh("settings").Get(ctx, "storage-network-for-rwx-volume-enabled", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	want := ""
+	if shared.Object["value"] == "true" {
+		want = annotationFor(d.seen)
+	}
+	api := d.Kube.AppsV1().DaemonSets(d.ns)
+	set, err := api.Get(ctx, "longhorn-csi-plugin", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if set.Spec.Template.Annotations[controlplane.NetworksAnnotation] != want {
+		set.Spec.Template.Annotations = map[string]string{controlplane.NetworksAnnotation: want}
+		if set, err = api.Update(ctx, set, metav1.UpdateOptions{}); err != nil {
+			return err
+		}
+	}
+	status := appsv1.DaemonSetStatus{ObservedGeneration: set.Generation, DesiredNumberScheduled: 2, UpdatedNumberScheduled: 2, NumberAvailable: 2}
+	if d.is().csiStuck && want != "" {
+		status.NumberAvailable = 1
+	}
+	if set.Status.ObservedGeneration == status.ObservedGeneration && set.Status.NumberAvailable == status.NumberAvailable {
+		return nil
+	}
+	set.Status = status
+	_, err = api.UpdateStatus(ctx, set, metav1.UpdateOptions{})
+	return err
 }
 
 // change is what longhorn-manager does at once when the setting changes: it says that it is applied, and breaks what is attached.

@@ -64,7 +64,7 @@ func straggler(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
 	w.hold("web", true)
 	s := w.workflow(t)
-	s.Timeouts.Detach = 500 * time.Millisecond
+	s.Timeouts.Detach = 5 * time.Second // in which the others are detached
 	text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepDetach)
 	assert.Contains(t, text, "volume pvc-web is attached to node1 (claim "+w.app+"/web): a pod on node1 uses it through CSI")
 	assert.NotContains(t, text, "pvc-db")
@@ -121,7 +121,7 @@ func networkGone(t *testing.T, b *bed) {
 		}
 	}
 	s := w.workflow(t)
-	s.Timeouts.Pods = time.Second
+	s.Timeouts.Pods = 5 * time.Second
 	text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepPods)
 	assert.Contains(t, text, "instance-manager-node1: FailedCreatePodSandBox: error getting k8s client and network-attachment-definition")
 	require.NoError(t, w.workflow(t).Rollback(t.Context()))
@@ -134,7 +134,7 @@ func wrongAddress(t *testing.T, b *bed) {
 	for address, says := range map[string]string{"10.200.0.1": "the address 10.200.0.1, which isn't one of 10.100.1.0/24", "10.100.1.5": "10.100.1.5"} { // the second is kept for nodes
 		w.become(odd{address: address})
 		s := w.workflow(t)
-		s.Timeouts.Pods = time.Second
+		s.Timeouts.Pods = 5 * time.Second
 		text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepPods)
 		assert.Contains(t, text, says)
 		require.NoError(t, w.workflow(t).Rollback(t.Context()))
@@ -148,7 +148,7 @@ func notAttached(t *testing.T, b *bed) {
 	w := b.newWorld(t, "")
 	w.become(odd{noStatus: true})
 	s := w.workflow(t)
-	s.Timeouts.Pods = time.Second
+	s.Timeouts.Pods = 5 * time.Second
 	text := stopped(t, s.Run(t.Context(), w.request()), longhorn.StepPods)
 	assert.Contains(t, text, "pod instance-manager-node1 on node1 runs without the network")
 	w.become(odd{})
@@ -171,7 +171,7 @@ func (w *world) reaches(t *testing.T, what func(*longhorn.Journal) bool) {
 	require.Eventually(t, func() bool {
 		j, err := (&longhorn.Cluster{API: w.api, Namespace: w.ns}).Journal(t.Context())
 		return err == nil && what(j)
-	}, 20*time.Second, beat)
+	}, time.Minute, beat)
 }
 
 func detaching(j *longhorn.Journal) bool { return j.Step == longhorn.StepDetach }
@@ -201,7 +201,7 @@ func foreignChange(t *testing.T, b *bed) {
 	s.Timeouts.Detach = 200 * time.Millisecond
 	stopped(t, s.Run(t.Context(), w.request()), longhorn.StepDetach)
 	w.hold("web", false)
-	require.Eventually(t, func() bool { return !strings.Contains(w.state(t), "is attached") }, 5*time.Second, beat)
+	require.Eventually(t, func() bool { return !strings.Contains(w.state(t), "is attached") }, time.Minute, beat)
 	w.edit(t, "settings", storageNetwork, func(o map[string]any) { o["value"] = "helm/other" })
 	text := stopped(t, w.workflow(t).Resume(t.Context()), longhorn.StepSetting)
 	assert.Contains(t, text, `it says "helm/other"`)
@@ -245,7 +245,17 @@ func shared(t *testing.T, b *bed) {
 	before := w.state(t)
 	req := w.request()
 	req.RWX = ptr.To(true)
-	require.NoError(t, w.workflow(t).Run(t.Context(), req))
+	w.become(odd{csiStuck: true})
+	s := w.workflow(t)
+	s.Timeouts.Pods = 5 * time.Second
+	text := stopped(t, s.Run(t.Context(), req), longhorn.StepPods)
+	assert.Contains(t, text, "DaemonSet longhorn-csi-plugin: of 2 pods 2 are made anew and 1 available")
+	assert.NotContains(t, text, "instance-manager", "these are well")
+	w.become(odd{})
+	require.NoError(t, w.workflow(t).Resume(t.Context()))
+	plugin, err := w.Kube.AppsV1().DaemonSets(w.ns).Get(t.Context(), "longhorn-csi-plugin", metav1.GetOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, annotationFor(w.ns+"/storage"), plugin.Spec.Template.Annotations[controlplane.NetworksAnnotation])
 	w.enabled(t)
 	assert.Contains(t, w.state(t), "storage-network-for-rwx-volume-enabled=true")
 	require.NoError(t, w.workflow(t).Rollback(t.Context()))

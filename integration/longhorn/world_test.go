@@ -93,7 +93,7 @@ func (b *bed) shim(t *testing.T, node string, index int, ready string) {
 		now.Object["status"] = map[string]any{"ready": ready, "reason": map[string]any{"True": "", "False": "parent vxlan-storage is down"}[ready]}
 		_, err = b.Dynamic.Resource(shims).UpdateStatus(ctx, now, metav1.UpdateOptions{})
 		return err == nil
-	}, 5*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // world is a Longhorn of its own, in namespaces of its own, with workloads that use it.
@@ -115,6 +115,7 @@ type world struct {
 type odd struct {
 	address  string // that pods get instead of a right one
 	noStatus bool   // Multus writes no entry for the network
+	csiStuck bool   // a pod of the CSI plugin does not become available on the network
 	deaf     bool   // changes of the setting's value are missed until the object is touched
 }
 
@@ -235,7 +236,7 @@ func (w *world) edit(t *testing.T, plural, name string, change func(map[string]a
 		object.Object["status"] = status
 		_, err = w.double.lh(plural).UpdateStatus(t.Context(), object, metav1.UpdateOptions{})
 		return err == nil
-	}, 5*time.Second, 5*time.Millisecond)
+	}, time.Minute, 5*time.Millisecond)
 }
 
 func (w *world) template(claim string) corev1.PodTemplateSpec {
@@ -365,14 +366,14 @@ func (w *world) waitHealthy(t *testing.T, value string) {
 	require.Eventually(t, func() bool {
 		last = w.state(t)
 		return strings.Count(last, "is attached") == 3 && strings.Count(last, "Running") == len(nodes) && strings.Contains(last, storageNetwork+"="+value+"\n")
-	}, 10*time.Second, beat, "%s", last)
+	}, time.Minute, beat, "%s", last)
 }
 
 // workflow is a process that does something with this world.
 func (w *world) workflow(t *testing.T) *longhorn.Switch {
 	return &longhorn.Switch{
 		Cluster:  &longhorn.Cluster{API: w.api, Namespace: w.looksIn},
-		Timeouts: longhorn.Timeouts{Poll: beat, Nodes: 5 * time.Second, Detach: 5 * time.Second, Pods: 5 * time.Second, Verify: 5 * time.Second, Settle: 5 * time.Second},
+		Timeouts: longhorn.Timeouts{Poll: beat, Nodes: time.Minute, Detach: time.Minute, Pods: time.Minute, Verify: time.Minute, Settle: time.Minute},
 		Progress: func(line string) { t.Log(line) },
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
@@ -29,6 +30,11 @@ func (s *Switch) waitPods(ctx context.Context) error {
 	touched := time.Now()
 	return s.wait(ctx, s.Timeouts.Pods, "Longhorn's pods are on "+wanted.words(), func(ctx context.Context) ([]string, error) {
 		open, err := s.openPods(ctx, wanted.Ref, shape)
+		if err == nil {
+			var rolling []string
+			rolling, err = s.openCSI(ctx, wanted.Ref)
+			open = append(open, rolling...)
+		}
 		if err == nil && len(open) > 0 && time.Since(touched) > min(touchEvery, 5*s.Timeouts.Poll) {
 			touched = time.Now()
 			err = s.touch(ctx)
@@ -57,6 +63,53 @@ func (s *Switch) openPods(ctx context.Context, ref Ref, shape shape) ([]string, 
 	}
 	warnings, err := s.warnings(ctx, pods)
 	return append(open, warnings...), err
+}
+
+// openCSI says in what the pods of Longhorn's CSI plugin, which mount shared volumes, aren't as the setting for these wants them: Longhorn writes the
+// network into their DaemonSet, whose pods are then made anew.
+func (s *Switch) openCSI(ctx context.Context, wanted Ref) ([]string, error) {
+	ref, err := s.sharedNetwork(ctx, wanted)
+	if err != nil || ref.None() && s.journal.RWX == nil {
+		return nil, err
+	}
+	set, err := get[appsv1.DaemonSet](ctx, s.Cluster, kinds[DaemonSet].resource(s.Namespace), csiPlugin)
+	if set == nil {
+		return nil, err
+	}
+	return unrolled(set, ref), nil
+}
+
+// sharedNetwork is the network of shared volumes by whichever setting this version has, where the other one says wanted.
+func (c *Cluster) sharedNetwork(ctx context.Context, wanted Ref) (Ref, error) {
+	on, err := c.setting(ctx, settingRWX)
+	switch {
+	case err != nil:
+		return Ref{}, err
+	case on != nil && on.Value == "true":
+		return wanted, nil
+	case on != nil:
+		return Ref{}, nil
+	}
+	named, err := c.setting(ctx, settingEndpoint)
+	if err != nil || named == nil {
+		return Ref{}, err
+	}
+	return ParseRef(named.Value)
+}
+
+// unrolled says in what a DaemonSet's pods aren't all on a network yet.
+func unrolled(set *appsv1.DaemonSet, ref Ref) []string {
+	status := set.Status
+	switch {
+	case !ref.asks(set.Spec.Template.Annotations[nad.NetworksAnnotation]):
+		return []string{fmt.Sprintf("DaemonSet %s isn't told yet that shared volumes are on %s", set.Name, ref.words())}
+	case status.ObservedGeneration < set.Generation:
+		return []string{fmt.Sprintf("DaemonSet %s has changed, and its pods aren't made anew yet", set.Name)}
+	case status.UpdatedNumberScheduled < status.DesiredNumberScheduled || status.NumberAvailable < status.DesiredNumberScheduled:
+		return []string{fmt.Sprintf("DaemonSet %s: of %d pods %d are made anew and %d available (kubectl -n %s get pods -l app=%s -o wide)",
+			set.Name, status.DesiredNumberScheduled, status.UpdatedNumberScheduled, status.NumberAvailable, set.Namespace, set.Name)}
+	}
+	return nil
 }
 
 // unwell says what is wrong with pods for a network, and which instance managers don't run.
