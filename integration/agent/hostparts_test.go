@@ -312,7 +312,7 @@ func (s *site) report(t *testing.T, node string) v1alpha1.ProbeReportStatus {
 }
 
 // leg is what a report says of a kind of leg to a node; false for nothing.
-func leg(r v1alpha1.ProbeReportStatus, kind v1alpha1.ProbeLegKind, node string) (v1alpha1.ProbeLeg, bool) {
+func leg(r v1alpha1.ProbeReportStatus, kind v1alpha1.LegKind, node string) (v1alpha1.ProbeLeg, bool) {
 	for _, l := range r.Legs {
 		if l.Kind == kind && l.Node == node {
 			return l, true
@@ -324,9 +324,9 @@ func leg(r v1alpha1.ProbeReportStatus, kind v1alpha1.ProbeLegKind, node string) 
 // wholeReport says that a report has every leg, and none that loses anything.
 func (s *site) wholeReport(r v1alpha1.ProbeReportStatus, of string) error {
 	for _, n := range s.Nodes {
-		kinds := []v1alpha1.ProbeLegKind{v1alpha1.LegHostShim, v1alpha1.LegHostRemote, v1alpha1.LegPodRemote}
+		kinds := []v1alpha1.LegKind{v1alpha1.LegHostShim, v1alpha1.LegHostRemote, v1alpha1.LegPodRemote}
 		if n.Name == of {
-			kinds = []v1alpha1.ProbeLegKind{v1alpha1.LegHostLocal}
+			kinds = []v1alpha1.LegKind{v1alpha1.LegHostLocal}
 		}
 		for _, kind := range kinds {
 			l, there := leg(r, kind, n.Name)
@@ -430,7 +430,7 @@ func pulled(t *testing.T, s *site) {
 	for i, n := range s.Nodes[:2] {
 		other := s.Nodes[1-i].Name
 		s.reported(t, n.Name, func(r v1alpha1.ProbeReportStatus) error {
-			for _, kind := range []v1alpha1.ProbeLegKind{v1alpha1.LegHostShim, v1alpha1.LegHostRemote, v1alpha1.LegPodRemote} {
+			for _, kind := range []v1alpha1.LegKind{v1alpha1.LegHostShim, v1alpha1.LegHostRemote, v1alpha1.LegPodRemote} {
 				cut, there := leg(r, kind, s.Nodes[2].Name)
 				whole, others := leg(r, kind, other)
 				if !there || !others || cut.Lost != cut.Sent || cut.RTT != nil || whole.Lost > 0 {

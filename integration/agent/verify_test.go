@@ -64,7 +64,7 @@ func TestVerify(t *testing.T) {
 	assert.Len(t, r.Matrix, 4*6+3)
 	for _, c := range r.Matrix {
 		assert.True(t, c.OK(), "%+v", c)
-		if c.Kind == v1alpha1.WayPodRemote {
+		if c.Kind == v1alpha1.LegPodRemote {
 			assert.Equal(t, 1, c.HTTP, "%+v", c)
 		}
 	}

@@ -101,11 +101,11 @@ func (a *agents) measured(node, id string) v1alpha1.VerificationStatus {
 	for i, other := range nodes {
 		pod := "longhorn/instance-manager-" + other
 		leg := v1alpha1.VerifiedLeg{
-			Kind: v1alpha1.WayHostRemote, Network: "storage", Node: other, Pod: pod, Address: v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.1.%d", 16+i)),
+			Kind: v1alpha1.LegHostRemote, Network: "storage", Node: other, Pod: pod, Address: v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.1.%d", 16+i)),
 			Device: "lhnet1-host", Small: v1alpha1.VerifiedPings{Size: 84, Sent: 5, Microseconds: 200},
 		}
 		if other == node {
-			leg.Kind = v1alpha1.WayHostLocal
+			leg.Kind = v1alpha1.LegHostLocal
 		}
 		elsewhere := leg // of another network, which is nobody's concern here
 		elsewhere.Network, elsewhere.Small.Lost = "another", 5

@@ -74,7 +74,7 @@ func (p *prober) until(t *testing.T, what string, done func(v1alpha1.ProbeReport
 }
 
 // remoteLegs are the kinds of legs that use the link to the other node.
-var remoteLegs = []v1alpha1.ProbeLegKind{v1alpha1.LegHostRemote, v1alpha1.LegHostShim, v1alpha1.LegPodRemote}
+var remoteLegs = []v1alpha1.LegKind{v1alpha1.LegHostRemote, v1alpha1.LegHostShim, v1alpha1.LegPodRemote}
 
 func isLossy(l v1alpha1.ProbeLeg) bool { return l.Lost > 0 }
 
@@ -83,8 +83,8 @@ func isSlow(delay time.Duration) func(v1alpha1.ProbeLeg) bool {
 }
 
 // kinds are the kinds of those legs of a report that are as said.
-func kinds(s v1alpha1.ProbeReportStatus, as func(v1alpha1.ProbeLeg) bool) []v1alpha1.ProbeLegKind {
-	var list []v1alpha1.ProbeLegKind
+func kinds(s v1alpha1.ProbeReportStatus, as func(v1alpha1.ProbeLeg) bool) []v1alpha1.LegKind {
+	var list []v1alpha1.LegKind
 	for _, l := range s.Legs {
 		if as(l) {
 			list = append(list, l.Kind)

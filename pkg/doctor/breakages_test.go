@@ -326,7 +326,7 @@ func (w *world) fill(n int) {
 }
 
 // leg makes the second node lose packets to its first target.
-func (w *world) leg(kind v1alpha1.ProbeLegKind, refused string) {
+func (w *world) leg(kind v1alpha1.LegKind, refused string) {
 	l := &w.cluster.ProbeReports[1].Status.Legs[0]
 	l.Kind, l.Lost, l.Error = kind, 2, refused
 }

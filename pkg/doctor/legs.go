@@ -46,7 +46,7 @@ var legChecks = []Check{
 	},
 }
 
-func (v *view) lossy(kinds ...v1alpha1.ProbeLegKind) []hit {
+func (v *view) lossy(kinds ...v1alpha1.LegKind) []hit {
 	return v.legs(func(l v1alpha1.ProbeLeg) bool { return l.Lost > 0 && l.Error == "" && slices.Contains(kinds, l.Kind) })
 }
 

@@ -38,16 +38,16 @@ func (r *run) talk(ctx context.Context, legs []*leg) {
 			return
 		}
 		switch l.Target.Kind {
-		case v1alpha1.WayHostLocal, v1alpha1.WayHostRemote:
+		case v1alpha1.LegHostLocal, v1alpha1.LegHostRemote:
 			if iscsipath.IsTarget(l.Target.Pod) {
 				for _, port := range managerPorts {
 					l.TCP = append(l.TCP, v1alpha1.VerifiedPort{Port: port, Result: r.dial(ctx, l.Target, port)})
 				}
 			}
-		case v1alpha1.WayPodLocal, v1alpha1.WayPodRemote:
+		case v1alpha1.LegPodLocal, v1alpha1.LegPodRemote:
 			h := r.exchange(ctx, l.Target)
 			l.HTTP = &h
-		case v1alpha1.WayUnderlay, v1alpha1.WayHostShim: // nothing listens there
+		case v1alpha1.LegUnderlay, v1alpha1.LegHostShim: // nothing listens there
 		}
 	})
 }

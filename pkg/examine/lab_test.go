@@ -169,10 +169,10 @@ func TestFindings(t *testing.T) {
 		assert.Contains(t, r.Shim.Why, "0 of 6 pods answered")
 		for _, c := range r.Matrix {
 			assert.Equal(t, c.Legs*5, c.FullSent, "%+v", c)
-			if c.Kind == v1alpha1.WayPodRemote {
+			if c.Kind == v1alpha1.LegPodRemote {
 				assert.Equal(t, 2, c.HTTP, "%+v", c)
 			}
-			if c.Kind == v1alpha1.WayHostRemote || c.Kind == v1alpha1.WayHostLocal {
+			if c.Kind == v1alpha1.LegHostRemote || c.Kind == v1alpha1.LegHostLocal {
 				assert.Equal(t, 2, c.Refused, "no target listens, and the pod says so: %+v", c)
 			}
 		}

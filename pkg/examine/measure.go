@@ -105,9 +105,9 @@ func (r *run) pings(ctx context.Context, t Target, size int, whole bool) v1alpha
 func (r *run) fullSize(t Target) int {
 	f := r.facts[t.Network]
 	switch {
-	case t.Kind == v1alpha1.WayUnderlay && f.parent.MTU > 0:
+	case t.Kind == v1alpha1.LegUnderlay && f.parent.MTU > 0:
 		return f.parent.MTU + vxlanHeaders(t.Address)
-	case t.Kind == v1alpha1.WayUnderlay:
+	case t.Kind == v1alpha1.LegUnderlay:
 		return 0
 	case t.Netns != "":
 		return r.mtu[podKey(t.Network, t.From)]
@@ -129,7 +129,7 @@ func (r *run) full(ctx context.Context, legs []*leg, answer *v1alpha1.Verificati
 	far := map[string][]*leg{}
 	var nodes []string
 	for _, l := range legs {
-		if l.Target.Node == r.Node || l.Target.Kind == v1alpha1.WayUnderlay {
+		if l.Target.Node == r.Node || l.Target.Kind == v1alpha1.LegUnderlay {
 			near = append(near, l)
 			continue
 		}

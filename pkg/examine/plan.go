@@ -13,7 +13,7 @@ import (
 
 // Target is one leg to measure.
 type Target struct {
-	Kind    v1alpha1.VerifiedLegKind
+	Kind    v1alpha1.LegKind
 	Network string
 	From    string // the pod that it is measured from; empty: the host
 	Netns   string // its network namespace
@@ -41,17 +41,17 @@ func Plan(k Known, node string) (targets []Target, left int) {
 	targets = append(targets, toHosts(k.HostShims, node)...)
 	first := map[string]record.Attachment{}
 	for _, pod := range local {
-		targets = append(targets, toPod(v1alpha1.WayHostLocal, nil, pod.Network, node, refOf(pod), addrsOf(pod))...)
+		targets = append(targets, toPod(v1alpha1.LegHostLocal, nil, pod.Network, node, refOf(pod), addrsOf(pod))...)
 		if from, ok := first[pod.Network]; ok {
-			targets = append(targets, toPod(v1alpha1.WayPodLocal, &from, pod.Network, node, refOf(pod), addrsOf(pod))...)
+			targets = append(targets, toPod(v1alpha1.LegPodLocal, &from, pod.Network, node, refOf(pod), addrsOf(pod))...)
 			continue
 		}
 		first[pod.Network] = pod
 	}
 	for _, pod := range holders(k.Claims, node) {
-		targets = append(targets, toPod(v1alpha1.WayHostRemote, nil, pod.network, pod.node, pod.ref, pod.addresses)...)
+		targets = append(targets, toPod(v1alpha1.LegHostRemote, nil, pod.network, pod.node, pod.ref, pod.addresses)...)
 		if from, ok := first[pod.network]; ok {
-			targets = append(targets, toPod(v1alpha1.WayPodRemote, &from, pod.network, pod.node, pod.ref, pod.addresses)...)
+			targets = append(targets, toPod(v1alpha1.LegPodRemote, &from, pod.network, pod.node, pod.ref, pod.addresses)...)
 		}
 	}
 	slices.SortStableFunc(targets, func(a, b Target) int { return cmp.Compare(a.Node, b.Node) })
@@ -88,7 +88,7 @@ func toHosts(shims []v1alpha1.HostShim, self string) []Target {
 			continue
 		}
 		if vtep, err := netip.ParseAddr(s.Spec.VTEP); err == nil {
-			t := Target{Kind: v1alpha1.WayUnderlay, Node: s.Spec.Node, Address: vtep}
+			t := Target{Kind: v1alpha1.LegUnderlay, Node: s.Spec.Node, Address: vtep}
 			if len(s.Spec.Networks) > 0 {
 				t.Network = s.Spec.Networks[0].Name
 			}
@@ -97,7 +97,7 @@ func toHosts(shims []v1alpha1.HostShim, self string) []Target {
 		for _, n := range s.Spec.Networks {
 			for _, text := range n.Addresses {
 				if a, err := netip.ParseAddr(string(text)); err == nil {
-					targets = append(targets, Target{Kind: v1alpha1.WayHostShim, Network: n.Name, Node: s.Spec.Node, Address: a})
+					targets = append(targets, Target{Kind: v1alpha1.LegHostShim, Network: n.Name, Node: s.Spec.Node, Address: a})
 				}
 			}
 		}
@@ -105,7 +105,7 @@ func toHosts(shims []v1alpha1.HostShim, self string) []Target {
 	return targets
 }
 
-func toPod(kind v1alpha1.VerifiedLegKind, from *record.Attachment, network, node, pod string, addresses []netip.Addr) []Target {
+func toPod(kind v1alpha1.LegKind, from *record.Attachment, network, node, pod string, addresses []netip.Addr) []Target {
 	var targets []Target
 	for _, a := range addresses {
 		t := Target{Kind: kind, Network: network, Node: node, Pod: pod, Address: a}

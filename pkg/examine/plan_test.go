@@ -39,8 +39,8 @@ func cluster(nodes, pods int) examine.Known {
 	return k
 }
 
-func kinds(targets []examine.Target) map[v1alpha1.VerifiedLegKind]int {
-	n := map[v1alpha1.VerifiedLegKind]int{}
+func kinds(targets []examine.Target) map[v1alpha1.LegKind]int {
+	n := map[v1alpha1.LegKind]int{}
 	for _, t := range targets {
 		n[t.Kind]++
 	}
@@ -50,18 +50,18 @@ func kinds(targets []examine.Target) map[v1alpha1.VerifiedLegKind]int {
 func TestPlan(t *testing.T) {
 	targets, left := examine.Plan(cluster(3, 6), "node1")
 	assert.Zero(t, left)
-	assert.Equal(t, map[v1alpha1.VerifiedLegKind]int{
-		v1alpha1.WayUnderlay: 2, v1alpha1.WayHostShim: 2, v1alpha1.WayHostLocal: 6, v1alpha1.WayPodLocal: 5, v1alpha1.WayHostRemote: 8, v1alpha1.WayPodRemote: 8,
+	assert.Equal(t, map[v1alpha1.LegKind]int{
+		v1alpha1.LegUnderlay: 2, v1alpha1.LegHostShim: 2, v1alpha1.LegHostLocal: 6, v1alpha1.LegPodLocal: 5, v1alpha1.LegHostRemote: 8, v1alpha1.LegPodRemote: 8,
 	}, kinds(targets))
 	managers := 0
 	for _, target := range targets {
-		if target.Kind == v1alpha1.WayPodRemote {
+		if target.Kind == v1alpha1.LegPodRemote {
 			assert.Equal(t, "longhorn-system/instance-manager-1", target.From, "instance managers come first")
 			assert.NotEmpty(t, target.Netns)
 		} else if target.From == "" {
 			assert.Empty(t, target.Netns)
 		}
-		if target.Kind == v1alpha1.WayHostRemote && iscsipath.IsTarget(target.Pod) {
+		if target.Kind == v1alpha1.LegHostRemote && iscsipath.IsTarget(target.Pod) {
 			managers++
 		}
 	}
@@ -74,7 +74,7 @@ func TestPlanLeavesOut(t *testing.T) {
 	k.Claims[1].Spec.Released = true
 	k.HostShims[1].Spec.Parent = "other"
 	targets, _ := examine.Plan(k, "node1")
-	assert.Equal(t, map[v1alpha1.VerifiedLegKind]int{v1alpha1.WayHostLocal: 1}, kinds(targets))
+	assert.Equal(t, map[v1alpha1.LegKind]int{v1alpha1.LegHostLocal: 1}, kinds(targets))
 }
 
 // In a cluster that is too big for one answer every node still has its legs.

@@ -73,7 +73,7 @@ func Choose(k Known, round int, fromPods bool) []Target {
 	return slices.DeleteFunc(targets, func(t Target) bool { return !t.Address.IsValid() })
 }
 
-func toPod(kind v1alpha1.ProbeLegKind, from, to Pod, node string) []Target {
+func toPod(kind v1alpha1.LegKind, from, to Pod, node string) []Target {
 	var targets []Target
 	for _, a := range to.Addresses {
 		if from.Ref != "" && !slices.ContainsFunc(from.Addresses, func(own netip.Addr) bool { return own.Is4() == a.Is4() }) {

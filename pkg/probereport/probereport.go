@@ -65,7 +65,7 @@ type Known struct {
 
 // Target is one leg to measure.
 type Target struct {
-	Kind    v1alpha1.ProbeLegKind
+	Kind    v1alpha1.LegKind
 	Network string
 	From    Pod // the zero Pod: the host
 	Node    string
@@ -76,12 +76,12 @@ type Target struct {
 // key tells a leg from others in substance: which pod of another node is asked,
 // and from which, differs from round to round.
 type key struct {
-	kind          v1alpha1.ProbeLegKind
+	kind          v1alpha1.LegKind
 	network, node string
 	to            string // the address, or its family where any pod will do
 }
 
-func keyOf(kind v1alpha1.ProbeLegKind, network, node, address string) key {
+func keyOf(kind v1alpha1.LegKind, network, node, address string) key {
 	k := key{kind: kind, network: network, node: node, to: address}
 	if kind == v1alpha1.LegHostRemote || kind == v1alpha1.LegPodRemote {
 		k.to = "ipv6"

@@ -58,7 +58,7 @@ func cluster(n int) probereport.Known {
 	return k
 }
 
-func count(targets []probereport.Target, kind v1alpha1.ProbeLegKind) (n int) {
+func count(targets []probereport.Target, kind v1alpha1.LegKind) (n int) {
 	for _, t := range targets {
 		if t.Kind == kind {
 			n++
@@ -70,7 +70,7 @@ func count(targets []probereport.Target, kind v1alpha1.ProbeLegKind) (n int) {
 func TestChoose(t *testing.T) {
 	k := cluster(2)
 	targets := probereport.Choose(k, 0, true)
-	for kind, want := range map[v1alpha1.ProbeLegKind]int{v1alpha1.LegHostShim: 2, v1alpha1.LegHostLocal: 2, v1alpha1.LegHostRemote: 2, v1alpha1.LegPodRemote: 2} {
+	for kind, want := range map[v1alpha1.LegKind]int{v1alpha1.LegHostShim: 2, v1alpha1.LegHostLocal: 2, v1alpha1.LegHostRemote: 2, v1alpha1.LegPodRemote: 2} {
 		assert.Equal(t, want, count(targets, kind), kind)
 	}
 	assert.Zero(t, count(probereport.Choose(k, 0, false), v1alpha1.LegPodRemote))
@@ -128,7 +128,7 @@ func at(address string, l v1alpha1.ProbeLeg) v1alpha1.ProbeLeg {
 	return l
 }
 
-func as(kind v1alpha1.ProbeLegKind, l v1alpha1.ProbeLeg) v1alpha1.ProbeLeg {
+func as(kind v1alpha1.LegKind, l v1alpha1.ProbeLeg) v1alpha1.ProbeLeg {
 	l.Kind = kind
 	return l
 }

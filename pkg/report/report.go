@@ -113,7 +113,7 @@ func node(n verify.Node, a v1alpha1.VerificationStatus, shims []v1alpha1.HostShi
 		}
 		pod.Address = strings.Join(list, ", ")
 		for _, l := range a.Legs {
-			if l.Kind == v1alpha1.WayHostLocal && l.Pod == p.Pod && l.Small.Lost > 0 {
+			if l.Kind == v1alpha1.LegHostLocal && l.Pod == p.Pod && l.Small.Lost > 0 {
 				pod.Reached = false
 			}
 		}
@@ -138,7 +138,7 @@ func links(r verify.Result) []Link {
 		}
 		l.Measured = true
 		l.OK = l.OK && c.OK()
-		if c.Kind == v1alpha1.WayUnderlay || l.Microseconds == 0 {
+		if c.Kind == v1alpha1.LegUnderlay || l.Microseconds == 0 {
 			l.Microseconds = max(l.Microseconds, c.Microseconds)
 		}
 	}
@@ -196,9 +196,9 @@ func inWords(n int64) string {
 }
 
 // titles of the kinds of leg.
-var titles = map[v1alpha1.VerifiedLegKind]string{
-	v1alpha1.WayUnderlay: "Underlay: VTEP to VTEP", v1alpha1.WayHostShim: "Host to host shim", v1alpha1.WayHostLocal: "Host to its own pods",
-	v1alpha1.WayHostRemote: "Host to pods elsewhere", v1alpha1.WayPodLocal: "Pod to pod on a node", v1alpha1.WayPodRemote: "Pod to pod elsewhere",
+var titles = map[v1alpha1.LegKind]string{
+	v1alpha1.LegUnderlay: "Underlay: VTEP to VTEP", v1alpha1.LegHostShim: "Host to host shim", v1alpha1.LegHostLocal: "Host to its own pods",
+	v1alpha1.LegHostRemote: "Host to pods elsewhere", v1alpha1.LegPodLocal: "Pod to pod on a node", v1alpha1.LegPodRemote: "Pod to pod elsewhere",
 }
 
-func heading(k v1alpha1.VerifiedLegKind) string { return titles[k] }
+func heading(k v1alpha1.LegKind) string { return titles[k] }

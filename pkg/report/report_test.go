@@ -58,15 +58,15 @@ func answer(i, n int) v1alpha1.VerificationStatus {
 		},
 		Traffic: []v1alpha1.VerifiedTraffic{{Parent: "vxlan-storage", Sent: 645_000, Received: 646_000, ChildrenSent: 644_000, ChildrenReceived: 646_000, Management: "eth0", ManagementSent: 3_100}},
 	}
-	add := func(kind v1alpha1.VerifiedLegKind, to int, from, pod string, address v1alpha1.VerifiedAddress, us int64) {
+	add := func(kind v1alpha1.LegKind, to int, from, pod string, address v1alpha1.VerifiedAddress, us int64) {
 		l := v1alpha1.VerifiedLeg{
 			Kind: kind, Network: "storage", From: from, Node: nodeName(to), Pod: pod, Address: address, Small: v1alpha1.VerifiedPings{Size: 84, Sent: 5, Microseconds: us},
 			Full: &v1alpha1.VerifiedPings{Size: 8950, Sent: 5, Microseconds: us},
 		}
 		a.Legs = append(a.Legs, l)
 	}
-	add(v1alpha1.WayHostLocal, i, "", pod, address, 31)
-	add(v1alpha1.WayPodLocal, i, pod, a.Pods[1].Pod, share, 28)
+	add(v1alpha1.LegHostLocal, i, "", pod, address, 31)
+	add(v1alpha1.LegPodLocal, i, pod, a.Pods[1].Pod, share, 28)
 	for p := 1; p <= n; p++ {
 		if p == i {
 			continue
@@ -75,10 +75,10 @@ func answer(i, n int) v1alpha1.VerificationStatus {
 		vtep := v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.100.%d", p))
 		a.Networks[0].Flood = append(a.Networks[0].Flood, vtep)
 		slow := int64(90 + 60*((i+p)%5))
-		add(v1alpha1.WayUnderlay, p, "", "", vtep, slow)
-		add(v1alpha1.WayHostShim, p, "", "", v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.1.%d", p)), slow+20)
-		add(v1alpha1.WayHostRemote, p, "", peer, there, slow+30)
-		add(v1alpha1.WayPodRemote, p, pod, peer, there, slow+40)
+		add(v1alpha1.LegUnderlay, p, "", "", vtep, slow)
+		add(v1alpha1.LegHostShim, p, "", "", v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.1.%d", p)), slow+20)
+		add(v1alpha1.LegHostRemote, p, "", peer, there, slow+30)
+		add(v1alpha1.LegPodRemote, p, pod, peer, there, slow+40)
 	}
 	return a
 }
@@ -97,14 +97,14 @@ func broken() verify.Input {
 	lose(1, func(l v1alpha1.VerifiedLeg) bool { return l.Node == nodeName(3) })
 	lose(3, func(l v1alpha1.VerifiedLeg) bool { return l.Node == nodeName(1) })
 	in.Answers[1].Status.Networks[0].Shim, in.Answers[1].Status.Networks[0].ShimAddresses = "", nil
-	lose(2, func(l v1alpha1.VerifiedLeg) bool { return l.From == "" && l.Kind != v1alpha1.WayUnderlay })
+	lose(2, func(l v1alpha1.VerifiedLeg) bool { return l.From == "" && l.Kind != v1alpha1.LegUnderlay })
 	for _, other := range []int{1, 3, 4} {
 		lose(other, func(l v1alpha1.VerifiedLeg) bool {
-			return l.Kind == v1alpha1.WayHostShim && l.Node == nodeName(2)
+			return l.Kind == v1alpha1.LegHostShim && l.Node == nodeName(2)
 		})
 	}
 	for i, l := range in.Answers[3].Status.Legs {
-		if l.Node == nodeName(3) && l.Kind != v1alpha1.WayUnderlay {
+		if l.Node == nodeName(3) && l.Kind != v1alpha1.LegUnderlay {
 			in.Answers[3].Status.Legs[i].Small.Microseconds = 7400
 			in.Answers[3].Status.Legs[i].Full.Fragments = 60
 		}

@@ -165,7 +165,7 @@ func milliseconds(us int64) string {
 
 // heatMap is one kind of leg.
 type heatMap struct {
-	Kind    v1alpha1.VerifiedLegKind
+	Kind    v1alpha1.LegKind
 	Columns []string
 	Rows    []heatRow
 	Single  bool // from nodes to themselves: one column
@@ -182,7 +182,7 @@ type heatCell struct {
 
 // heatMaps has one for each kind of leg that was measured.
 func (d Data) heatMaps() []heatMap {
-	cells := map[v1alpha1.VerifiedLegKind]map[[2]string]verify.Cell{}
+	cells := map[v1alpha1.LegKind]map[[2]string]verify.Cell{}
 	for _, c := range d.Result.Matrix {
 		if cells[c.Kind] == nil {
 			cells[c.Kind] = map[[2]string]verify.Cell{}
@@ -194,7 +194,7 @@ func (d Data) heatMaps() []heatMap {
 		if cells[kind] == nil {
 			continue
 		}
-		m := heatMap{Kind: kind, Single: kind == v1alpha1.WayHostLocal || kind == v1alpha1.WayPodLocal}
+		m := heatMap{Kind: kind, Single: kind == v1alpha1.LegHostLocal || kind == v1alpha1.LegPodLocal}
 		for _, to := range d.Nodes {
 			m.Columns = append(m.Columns, to.Name)
 		}

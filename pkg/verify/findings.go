@@ -10,14 +10,14 @@ import (
 
 // Finding is something that is not as it must be.
 type Finding struct {
-	Kind     Kind                     `json:"kind"`
-	Severity Severity                 `json:"severity"`
-	Node     string                   `json:"node"`
-	Peer     string                   `json:"peer,omitempty"`
-	Leg      v1alpha1.VerifiedLegKind `json:"leg,omitempty"`
-	Address  string                   `json:"address,omitempty"`
-	Text     string                   `json:"text"` // what was seen
-	Mend     string                   `json:"mend"` // what to do
+	Kind     Kind             `json:"kind"`
+	Severity Severity         `json:"severity"`
+	Node     string           `json:"node"`
+	Peer     string           `json:"peer,omitempty"`
+	Leg      v1alpha1.LegKind `json:"leg,omitempty"`
+	Address  string           `json:"address,omitempty"`
+	Text     string           `json:"text"` // what was seen
+	Mend     string           `json:"mend"` // what to do
 }
 
 // Severity of a finding.
@@ -103,7 +103,7 @@ func (j *judge) devices(node string, n v1alpha1.VerifiedNetwork) {
 	}
 	if n.Shim == "" && j.wantsShim(node, n.Name) {
 		j.explained[why{a: node}] = true
-		j.fault(Finding{Kind: ShimMissing, Node: node, Leg: v1alpha1.WayHostLocal, Address: j.shimAddress(node, n.Name),
+		j.fault(Finding{Kind: ShimMissing, Node: node, Leg: v1alpha1.LegHostLocal, Address: j.shimAddress(node, n.Name),
 			Text: fmt.Sprintf("the host has no shim on %s that is up and has %s: it doesn't reach its own pods, and volumes don't attach there", n.Parent, j.shimAddress(node, n.Name)), Mend: agentLog(node)})
 	}
 	if n.Learning == nil {
@@ -118,7 +118,7 @@ func (j *judge) devices(node string, n v1alpha1.VerifiedNetwork) {
 				continue // another network of the parent
 			}
 			j.explained[why{a: node, b: peer, address: n.Parent}], j.explained[pair(node, peer)] = true, true
-			j.fault(Finding{Kind: FDBMissing, Node: node, Peer: peer, Leg: v1alpha1.WayHostShim, Address: s.Spec.VTEP,
+			j.fault(Finding{Kind: FDBMissing, Node: node, Peer: peer, Leg: v1alpha1.LegHostShim, Address: s.Spec.VTEP,
 				Text: fmt.Sprintf("%s has no entry for %s: what %s asks by broadcast, ARP first of all, doesn't reach %s", n.Parent, s.Spec.VTEP, node, peer),
 				Mend: fmt.Sprintf("bridge fdb append 00:00:00:00:00:00 dev %s dst %s   # on %s; an agent that runs does so by itself", n.Parent, s.Spec.VTEP, node)})
 		}
@@ -153,9 +153,9 @@ func (j *judge) duplicates() {
 					continue
 				}
 				j.explained[why{address: address}] = true
-				holder, leg := "the host shim of "+node, v1alpha1.WayHostShim
+				holder, leg := "the host shim of "+node, v1alpha1.LegHostShim
 				if d.Holder != "" {
-					holder, leg = "pod "+d.Holder+" on "+node, v1alpha1.WayPodRemote
+					holder, leg = "pod "+d.Holder+" on "+node, v1alpha1.LegPodRemote
 				}
 				j.fault(Finding{Kind: DuplicateAddress, Node: node, Leg: leg, Address: address,
 					Text: fmt.Sprintf("%s is %s's, and %s answers for it too", address, holder, j.ownerOf(d.MAC)),
@@ -184,7 +184,7 @@ func (j *judge) ownerOf(mac string) string {
 // underlay tells of each link between two nodes once.
 func (j *judge) underlay() {
 	j.each(func(from string, l v1alpha1.VerifiedLeg) {
-		if l.Kind != v1alpha1.WayUnderlay || l.Small.Lost == 0 {
+		if l.Kind != v1alpha1.LegUnderlay || l.Small.Lost == 0 {
 			return
 		}
 		told := why{a: min(from, l.Node), b: max(from, l.Node), address: "link"}
@@ -217,7 +217,7 @@ func said(p v1alpha1.VerifiedPings) string {
 func (j *judge) isExplained(from string, l v1alpha1.VerifiedLeg) bool {
 	fromHost, toHost := l.From == "", l.Pod == ""
 	return from != l.Node && j.explained[pair(from, l.Node)] || j.explained[why{address: string(l.Address)}] ||
-		fromHost && l.Kind != v1alpha1.WayUnderlay && j.explained[why{a: from}] || toHost && l.Kind != v1alpha1.WayUnderlay && j.explained[why{a: l.Node}]
+		fromHost && l.Kind != v1alpha1.LegUnderlay && j.explained[why{a: from}] || toHost && l.Kind != v1alpha1.LegUnderlay && j.explained[why{a: l.Node}]
 }
 
 // legs finds what the legs show.
@@ -257,11 +257,11 @@ func about(from string, l v1alpha1.VerifiedLeg) Finding {
 // device finds hosts that send to the storage network by another device than the shim. To other hosts' shims they may send by the parent where that
 // isn't a tunnel: it keeps its addresses there, and only pods are behind the shim's routes.
 func (j *judge) device(from string, l v1alpha1.VerifiedLeg, f Finding) {
-	if l.From != "" || l.Kind == v1alpha1.WayUnderlay || l.Device == "" || j.explained[why{a: from, address: "device"}] || j.isExplained(from, l) {
+	if l.From != "" || l.Kind == v1alpha1.LegUnderlay || l.Device == "" || j.explained[why{a: from, address: "device"}] || j.isExplained(from, l) {
 		return
 	}
 	for _, n := range j.answer[from].Networks {
-		direct := l.Kind == v1alpha1.WayHostShim && n.Learning == nil && l.Device == n.Parent
+		direct := l.Kind == v1alpha1.LegHostShim && n.Learning == nil && l.Device == n.Parent
 		if n.Name == l.Network && n.Shim != "" && n.Shim != l.Device && !direct {
 			j.explained[why{a: from, address: "device"}] = true
 			f.Kind, f.Text = WrongDevice, fmt.Sprintf("the host sends to %s by %s, not by the shim %s", l.Address, l.Device, n.Shim)
@@ -286,12 +286,12 @@ func describe(from string, l v1alpha1.VerifiedLeg) string {
 func (j *judge) mtus() {
 	worst := map[why]bool{}
 	j.each(func(from string, l v1alpha1.VerifiedLeg) {
-		if l.Kind == v1alpha1.WayUnderlay { // the cause, where it shows one: it comes before the legs above it
+		if l.Kind == v1alpha1.LegUnderlay { // the cause, where it shows one: it comes before the legs above it
 			j.full(worst, from, l)
 		}
 	})
 	j.each(func(from string, l v1alpha1.VerifiedLeg) {
-		if l.Kind != v1alpha1.WayUnderlay {
+		if l.Kind != v1alpha1.LegUnderlay {
 			j.full(worst, from, l)
 		}
 	})
@@ -311,7 +311,7 @@ func (j *judge) full(told map[why]bool, from string, l v1alpha1.VerifiedLeg) {
 		f.Text += j.smaller(from, l)
 		f.Mend = "raise the MTU of each device and switch port on that way to what the storage network was told, or lower parent.mtu of the network"
 		j.fault(f)
-	case l.Full.Fragments > 0 && l.Kind != v1alpha1.WayUnderlay:
+	case l.Full.Fragments > 0 && l.Kind != v1alpha1.LegUnderlay:
 		told[w] = true
 		f.Kind = OuterFragments
 		f.Text = fmt.Sprintf("%s: the host made %d fragments while full packets went there: the underlay carries less than the tunnel needs", describe(from, l), l.Full.Fragments)
@@ -373,6 +373,6 @@ func (j *judge) flooding(w Waste, networks []v1alpha1.VerifiedNetwork) {
 	if unlearned {
 		seen = append(seen, "learning is off")
 	}
-	j.fault(Finding{Kind: Flooding, Node: w.Node, Leg: v1alpha1.WayHostShim, Text: fmt.Sprintf("%s sends each frame to every peer: %s", w.Parent, strings.Join(seen, "; ")),
+	j.fault(Finding{Kind: Flooding, Node: w.Node, Leg: v1alpha1.LegHostShim, Text: fmt.Sprintf("%s sends each frame to every peer: %s", w.Parent, strings.Join(seen, "; ")),
 		Mend: fmt.Sprintf("ip link set %s type vxlan learning   # on %s; an agent that runs does so by itself", w.Parent, w.Node)})
 }

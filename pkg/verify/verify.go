@@ -36,7 +36,7 @@ func (in Input) Only(network string) Input {
 		s.Pods = only(s.Pods, func(p v1alpha1.VerifiedPod) bool { return p.Network == network })
 		s.Traffic = only(s.Traffic, func(t v1alpha1.VerifiedTraffic) bool { return parents[t.Parent] })
 		s.Legs = only(s.Legs, func(l v1alpha1.VerifiedLeg) bool {
-			return l.Network == network || l.Kind == v1alpha1.WayUnderlay && vteps[l.Address]
+			return l.Network == network || l.Kind == v1alpha1.LegUnderlay && vteps[l.Address]
 		})
 		answers = append(answers, a)
 	}
@@ -95,23 +95,23 @@ func classOf(microseconds int64) Class {
 
 // Cell of the matrix: all legs of a kind from one node to another, or to itself.
 type Cell struct {
-	Kind         v1alpha1.VerifiedLegKind `json:"kind"`
-	From         string                   `json:"from"`
-	To           string                   `json:"to"`
-	Legs         int                      `json:"legs"`
-	Sent         int                      `json:"sent"`
-	Lost         int                      `json:"lost"`
-	Microseconds int64                    `json:"rttMicroseconds"` // the longest of the legs' medians
-	Class        Class                    `json:"rttClass"`
-	FullSize     int                      `json:"fullSize,omitempty"` // bytes
-	FullSent     int                      `json:"fullSent"`
-	FullLost     int                      `json:"fullLost"`
-	Fragments    int64                    `json:"fragments,omitempty"`
-	HTTP         int                      `json:"http,omitempty"` // exchanges
-	HTTPFailed   int                      `json:"httpFailed,omitempty"`
-	Open         int                      `json:"portsOpen,omitempty"`
-	Refused      int                      `json:"portsRefused,omitempty"`
-	Silent       int                      `json:"portsSilent,omitempty"`
+	Kind         v1alpha1.LegKind `json:"kind"`
+	From         string           `json:"from"`
+	To           string           `json:"to"`
+	Legs         int              `json:"legs"`
+	Sent         int              `json:"sent"`
+	Lost         int              `json:"lost"`
+	Microseconds int64            `json:"rttMicroseconds"` // the longest of the legs' medians
+	Class        Class            `json:"rttClass"`
+	FullSize     int              `json:"fullSize,omitempty"` // bytes
+	FullSent     int              `json:"fullSent"`
+	FullLost     int              `json:"fullLost"`
+	Fragments    int64            `json:"fragments,omitempty"`
+	HTTP         int              `json:"http,omitempty"` // exchanges
+	HTTPFailed   int              `json:"httpFailed,omitempty"`
+	Open         int              `json:"portsOpen,omitempty"`
+	Refused      int              `json:"portsRefused,omitempty"`
+	Silent       int              `json:"portsSilent,omitempty"`
 }
 
 // OK says whether nothing was lost.
@@ -208,7 +208,7 @@ func (j *judge) each(do func(from string, l v1alpha1.VerifiedLeg)) {
 
 func (j *judge) matrix() []Cell {
 	type key struct {
-		kind     v1alpha1.VerifiedLegKind
+		kind     v1alpha1.LegKind
 		from, to string
 	}
 	cells := map[key]*Cell{}
@@ -260,11 +260,11 @@ func (c *Cell) add(l v1alpha1.VerifiedLeg) {
 }
 
 // Kinds of leg, in the order in which they are shown.
-var Kinds = []v1alpha1.VerifiedLegKind{
-	v1alpha1.WayUnderlay, v1alpha1.WayHostShim, v1alpha1.WayHostLocal, v1alpha1.WayHostRemote, v1alpha1.WayPodLocal, v1alpha1.WayPodRemote,
+var Kinds = []v1alpha1.LegKind{
+	v1alpha1.LegUnderlay, v1alpha1.LegHostShim, v1alpha1.LegHostLocal, v1alpha1.LegHostRemote, v1alpha1.LegPodLocal, v1alpha1.LegPodRemote,
 }
 
-func orderOf(k v1alpha1.VerifiedLegKind) int { return slices.Index(Kinds, k) }
+func orderOf(k v1alpha1.LegKind) int { return slices.Index(Kinds, k) }
 
 // need judges from what was seen: ARP requests by the parent for the node's own pods, and pings by the shim.
 func (j *judge) need() Need {
@@ -278,7 +278,7 @@ func (j *judge) need() Need {
 			}
 		}
 		for _, l := range a.Legs {
-			if l.Kind == v1alpha1.WayHostLocal {
+			if l.Kind == v1alpha1.LegHostLocal {
 				sent, lost = sent+l.Small.Sent, lost+l.Small.Lost
 			}
 		}

@@ -40,7 +40,7 @@ func healthy(nodes int) verify.Input {
 		status := v1alpha1.VerificationStatus{
 			ID: "1", Milliseconds: int64(900 + i),
 			Pods: []v1alpha1.VerifiedPod{{Pod: pod, Network: "storage", Addresses: []v1alpha1.VerifiedAddress{address}, MAC: fmt.Sprintf("02:00:00:00:01:%02x", i), MTU: 8950, ISCSIDial: address}},
-			Legs: []v1alpha1.VerifiedLeg{leg(v1alpha1.WayHostLocal, i, "", pod, string(address))},
+			Legs: []v1alpha1.VerifiedLeg{leg(v1alpha1.LegHostLocal, i, "", pod, string(address))},
 			Traffic: []v1alpha1.VerifiedTraffic{{
 				Parent: "vxlan-storage", Sent: 320_000, Received: 321_000, ChildrenSent: 318_000, ChildrenReceived: 320_000, Management: "eth0", ManagementSent: 2_000,
 			}},
@@ -51,8 +51,8 @@ func healthy(nodes int) verify.Input {
 			}
 			network.Flood = append(network.Flood, v1alpha1.VerifiedAddress(fmt.Sprintf("10.100.100.%d", p)))
 			peer, there := "longhorn-system/instance-manager-"+name(p), fmt.Sprintf("10.100.1.%d", 15+p)
-			status.Legs = append(status.Legs, leg(v1alpha1.WayUnderlay, p, "", "", fmt.Sprintf("10.100.100.%d", p)), leg(v1alpha1.WayHostShim, p, "", "", fmt.Sprintf("10.100.1.%d", p)),
-				leg(v1alpha1.WayHostRemote, p, "", peer, there), leg(v1alpha1.WayPodRemote, p, pod, peer, there))
+			status.Legs = append(status.Legs, leg(v1alpha1.LegUnderlay, p, "", "", fmt.Sprintf("10.100.100.%d", p)), leg(v1alpha1.LegHostShim, p, "", "", fmt.Sprintf("10.100.1.%d", p)),
+				leg(v1alpha1.LegHostRemote, p, "", peer, there), leg(v1alpha1.LegPodRemote, p, pod, peer, there))
 		}
 		status.Networks = []v1alpha1.VerifiedNetwork{network}
 		in.Answers = append(in.Answers, v1alpha1.Verification{Spec: v1alpha1.VerificationSpec{Node: name(i), ID: "1"}, Status: status})
@@ -60,23 +60,23 @@ func healthy(nodes int) verify.Input {
 	return in
 }
 
-func leg(kind v1alpha1.VerifiedLegKind, to int, from, pod, address string) v1alpha1.VerifiedLeg {
+func leg(kind v1alpha1.LegKind, to int, from, pod, address string) v1alpha1.VerifiedLeg {
 	l := v1alpha1.VerifiedLeg{
 		Kind: kind, Network: "storage", From: from, Node: fmt.Sprintf("node%d", to), Pod: pod, Address: v1alpha1.VerifiedAddress(address),
 		Small: v1alpha1.VerifiedPings{Size: 84, Sent: 5, Microseconds: 300}, Full: &v1alpha1.VerifiedPings{Size: 8950, Sent: 5, Microseconds: 400},
 	}
 	switch kind {
-	case v1alpha1.WayUnderlay:
+	case v1alpha1.LegUnderlay:
 		l.Device, l.Full.Size = fmt.Sprintf("to-node%d", to), 9000
-	case v1alpha1.WayHostLocal, v1alpha1.WayHostRemote:
+	case v1alpha1.LegHostLocal, v1alpha1.LegHostRemote:
 		l.Device = "lhnet1-host"
 		l.TCP = []v1alpha1.VerifiedPort{{Port: 3260, Result: v1alpha1.PortOpen}, {Port: 10000, Result: v1alpha1.PortRefused}}
-		if kind == v1alpha1.WayHostLocal {
+		if kind == v1alpha1.LegHostLocal {
 			l.Small.Microseconds = 40
 		}
-	case v1alpha1.WayHostShim:
+	case v1alpha1.LegHostShim:
 		l.Device = "lhnet1-host"
-	case v1alpha1.WayPodRemote:
+	case v1alpha1.LegPodRemote:
 		l.HTTP = &v1alpha1.VerifiedHTTP{OK: true, Microseconds: 900}
 	}
 	return l
@@ -98,7 +98,7 @@ func to(node string) func(v1alpha1.VerifiedLeg) bool {
 
 // above is what runs over the underlay to a node.
 func above(node string) func(v1alpha1.VerifiedLeg) bool {
-	return func(l v1alpha1.VerifiedLeg) bool { return l.Node == node && l.Kind != v1alpha1.WayUnderlay }
+	return func(l v1alpha1.VerifiedLeg) bool { return l.Node == node && l.Kind != v1alpha1.LegUnderlay }
 }
 
 // onNIC has the network on a NIC of each node.
@@ -107,7 +107,7 @@ func onNIC(in verify.Input) {
 		s := &in.Answers[i].Status
 		n := &s.Networks[0]
 		n.Parent, n.ParentKind, n.Learning, n.VTEP, n.Flood = "eth1", "device", nil, "", nil
-		s.Legs = slices.DeleteFunc(s.Legs, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.WayUnderlay })
+		s.Legs = slices.DeleteFunc(s.Legs, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.LegUnderlay })
 	}
 	for i := range in.HostShims {
 		in.HostShims[i].Spec.Parent, in.HostShims[i].Spec.VTEP = "eth1", ""
@@ -115,7 +115,7 @@ func onNIC(in verify.Input) {
 }
 
 // device has a node send by a device.
-func device(in verify.Input, from int, kind v1alpha1.VerifiedLegKind, name string) {
+func device(in verify.Input, from int, kind v1alpha1.LegKind, name string) {
 	legs := in.Answers[from-1].Status.Legs
 	for i := range legs {
 		if legs[i].Kind == kind {
@@ -140,14 +140,14 @@ var cases = []struct {
 	}, []string{"fault fdb-missing node1 node3 host-shim"}, false},
 	{"shim missing", func(in *verify.Input) {
 		in.Answers[1].Status.Networks[0].Shim = ""
-		lose(*in, 2, func(l v1alpha1.VerifiedLeg) bool { return l.From == "" && l.Kind != v1alpha1.WayUnderlay })
+		lose(*in, 2, func(l v1alpha1.VerifiedLeg) bool { return l.From == "" && l.Kind != v1alpha1.LegUnderlay })
 		for _, other := range []int{1, 3} {
-			lose(*in, other, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.WayHostShim && l.Node == "node2" })
+			lose(*in, other, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.LegHostShim && l.Node == "node2" })
 		}
 	}, []string{"fault shim-missing node2  host-local"}, false},
 	{"shim missing and a pod gone silent", func(in *verify.Input) {
 		in.Answers[1].Status.Networks[0].Shim = ""
-		lose(*in, 1, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.WayPodRemote && l.Node == "node2" })
+		lose(*in, 1, func(l v1alpha1.VerifiedLeg) bool { return l.Kind == v1alpha1.LegPodRemote && l.Node == "node2" })
 	}, []string{"fault packet-loss node1 node2 pod-remote", "fault shim-missing node2  host-local"}, false},
 	{"parent missing", func(in *verify.Input) {
 		in.Answers[1].Status.Networks[0] = v1alpha1.VerifiedNetwork{Name: "storage", Parent: "vxlan-storage"}
@@ -198,38 +198,38 @@ var cases = []struct {
 	}, nil, false},
 	{"silent port", func(in *verify.Input) {
 		for i, l := range in.Answers[0].Status.Legs {
-			if l.Kind == v1alpha1.WayHostLocal {
+			if l.Kind == v1alpha1.LegHostLocal {
 				in.Answers[0].Status.Legs[i].TCP[0].Result = v1alpha1.PortSilent
 			}
 		}
 	}, []string{"fault port-silent node1  host-local"}, false},
 	{"HTTP fails", func(in *verify.Input) {
 		for i, l := range in.Answers[0].Status.Legs {
-			if l.Kind == v1alpha1.WayPodRemote && l.Node == "node2" {
+			if l.Kind == v1alpha1.LegPodRemote && l.Node == "node2" {
 				in.Answers[0].Status.Legs[i].HTTP = &v1alpha1.VerifiedHTTP{Error: "i/o timeout"}
 			}
 		}
 	}, []string{"fault http-failed node1 node2 pod-remote"}, false},
 	{"by another device", func(in *verify.Input) {
 		for i, l := range in.Answers[0].Status.Legs {
-			if l.Kind == v1alpha1.WayHostShim {
+			if l.Kind == v1alpha1.LegHostShim {
 				in.Answers[0].Status.Legs[i].Device = "eth0"
 			}
 		}
 	}, []string{"fault wrong-device node1 node2 host-shim"}, false},
 	{"by the parent, on a NIC", func(in *verify.Input) {
 		onNIC(*in)
-		device(*in, 1, v1alpha1.WayHostShim, "eth1")
+		device(*in, 1, v1alpha1.LegHostShim, "eth1")
 	}, nil, false},
 	{"by another NIC, on a NIC", func(in *verify.Input) {
 		onNIC(*in)
-		device(*in, 1, v1alpha1.WayHostShim, "eth0")
+		device(*in, 1, v1alpha1.LegHostShim, "eth0")
 	}, []string{"fault wrong-device node1 node2 host-shim"}, false},
 	{"to pods by the parent, on a NIC", func(in *verify.Input) {
 		onNIC(*in)
-		device(*in, 1, v1alpha1.WayHostRemote, "eth1")
+		device(*in, 1, v1alpha1.LegHostRemote, "eth1")
 	}, []string{"fault wrong-device node1 node2 host-remote"}, false},
-	{"by the parent, in a tunnel", func(in *verify.Input) { device(*in, 1, v1alpha1.WayHostShim, "vxlan-storage") }, []string{"fault wrong-device node1 node2 host-shim"}, false},
+	{"by the parent, in a tunnel", func(in *verify.Input) { device(*in, 1, v1alpha1.LegHostShim, "vxlan-storage") }, []string{"fault wrong-device node1 node2 host-shim"}, false},
 	{"management network", func(in *verify.Input) { in.Answers[0].Status.Traffic[0].ManagementSent = 330_000 }, []string{"warning management-nic node1  "}, false},
 	{"pods answer by the parent", func(in *verify.Input) {
 		for i := range in.Answers {
@@ -313,13 +313,13 @@ func TestOnly(t *testing.T) {
 	before := len(in.Answers[0].Status.Legs)
 	s := &in.Answers[0].Status
 	for i := range s.Legs {
-		if s.Legs[i].Kind == v1alpha1.WayUnderlay {
+		if s.Legs[i].Kind == v1alpha1.LegUnderlay {
 			s.Legs[i].Network = "another" // on the same parent
 		}
 	}
-	lost := leg(v1alpha1.WayHostRemote, 2, "", "x/y", "10.9.0.1")
+	lost := leg(v1alpha1.LegHostRemote, 2, "", "x/y", "10.9.0.1")
 	lost.Network, lost.Small.Lost = "another", 5
-	below := leg(v1alpha1.WayUnderlay, 2, "", "", "192.0.2.2") // on another parent
+	below := leg(v1alpha1.LegUnderlay, 2, "", "", "192.0.2.2") // on another parent
 	below.Small.Lost = 5
 	below.Network = "another"
 	s.Legs = append(s.Legs, lost, below)

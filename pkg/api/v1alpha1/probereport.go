@@ -97,22 +97,10 @@ type ProbeDial struct {
 	Interface string `json:"interface"`
 }
 
-// ProbeLegKind is one of the kinds of way that storage traffic takes.
-//
-// +kubebuilder:validation:Enum=host-shim;host-local;host-remote;pod-remote
-type ProbeLegKind string
-
-// The kinds: to another node's shim; from the host to a pod of the node; from the host, or from a pod, to a pod elsewhere.
-const (
-	LegHostShim   ProbeLegKind = "host-shim"
-	LegHostLocal  ProbeLegKind = "host-local"
-	LegHostRemote ProbeLegKind = "host-remote"
-	LegPodRemote  ProbeLegKind = "pod-remote"
-)
-
 // ProbeLeg is one way, in one direction.
 type ProbeLeg struct {
-	Kind ProbeLegKind `json:"kind"`
+	// +kubebuilder:validation:Enum=host-shim;host-local;host-remote;pod-remote
+	Kind LegKind `json:"kind"`
 
 	// Network in the network's configuration.
 	//

@@ -217,25 +217,10 @@ type VerifiedPod struct {
 	ISCSIDial VerifiedAddress `json:"iscsiDial,omitempty"`
 }
 
-// VerifiedLegKind is one of the kinds of way that storage traffic takes.
-//
-// +kubebuilder:validation:Enum=underlay;host-shim;host-local;host-remote;pod-local;pod-remote
-type VerifiedLegKind string
-
-// The kinds: between the hosts' VTEPs, below the storage network; from the host to another node's shim, to a pod of the node, and to one elsewhere; from a pod
-// of the node to another of it, and to one elsewhere.
-const (
-	WayUnderlay   VerifiedLegKind = "underlay"
-	WayHostShim   VerifiedLegKind = "host-shim"
-	WayHostLocal  VerifiedLegKind = "host-local"
-	WayHostRemote VerifiedLegKind = "host-remote"
-	WayPodLocal   VerifiedLegKind = "pod-local"
-	WayPodRemote  VerifiedLegKind = "pod-remote"
-)
-
 // VerifiedLeg is one way in one direction.
 type VerifiedLeg struct {
-	Kind VerifiedLegKind `json:"kind"`
+	// +kubebuilder:validation:Enum=underlay;host-shim;host-local;host-remote;pod-local;pod-remote
+	Kind LegKind `json:"kind"`
 
 	// Network in the network's configuration; of an underlay one that runs over it.
 	//
