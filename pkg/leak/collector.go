@@ -88,6 +88,7 @@ func (c *Collector) read(ctx context.Context) (*Cluster, error) {
 	seen := &Cluster{Pods: map[string]Pod{}, Nodes: map[string]Node{}}
 	wanted := map[string]bool{}
 	err := kubeapi.Each(ctx, c.API, kube.Claims, func(claim v1alpha1.AddressClaim) {
+		claim.ManagedFields, claim.Labels = nil, nil // two thirds of what ten thousand of them take, and said by their spec
 		seen.Claims = append(seen.Claims, claim)
 		wanted[claim.Spec.PodRef] = true
 	})
