@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -167,6 +168,9 @@ func (i Image) AddProgram(ctx context.Context, name, path string) error {
 // libraries are the paths of the shared libraries that a program loads, and of
 // its loader.
 func libraries(ctx context.Context, program string) ([]string, error) {
+	if static, err := isStatic(program); static || err != nil {
+		return nil, err // ldd takes it for no program
+	}
 	out, err := exec.CommandContext(ctx, "ldd", program).Output()
 	if err != nil {
 		return nil, fmt.Errorf("find the libraries of %s: %w", program, err)
@@ -180,6 +184,16 @@ func libraries(ctx context.Context, program string) ([]string, error) {
 		}
 	}
 	return paths, nil
+}
+
+// isStatic says whether a program loads nothing.
+func isStatic(path string) (bool, error) {
+	program, err := elf.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer program.Close() //nolint:errcheck // read only
+	return !slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
 }
 
 // FindProgram finds a program of Debian's; those for administrators are often not

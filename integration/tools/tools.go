@@ -38,12 +38,18 @@ const modulePath = "module github.com/lhstorage/lhstorage\n"
 // ownMains are lhstorage's programs, those that a node or a person runs.
 var ownMains = []string{"plugins/lhstorage", "ipam/lhstorage-ipam", "installer/install-cni", "cmd/lhstorage-agent", "cmd/lhstoragectl"}
 
-// programNames are the programs of tools modules that go build would not call
-// what everyone calls them: their package, then their name.
-var programNames = map[string]map[string]string{
-	"kubernetes":  {"server": "etcd"},
-	"multus":      {"passthru-cni": "passthru"},
-	"whereabouts": {"cmd": "whereabouts", "controlloop": "ip-control-loop", "nodeslicecontroller": "node-slice-controller"},
+// recipe is what is special about the programs of a tools module.
+type recipe struct {
+	names   map[string]string // of those that go build would not call what everyone calls them: their package, then their name
+	libqcow bool              // C library that they are linked to
+	ldflags string            // of those that are told their version when they are linked
+}
+
+var recipes = map[string]recipe{
+	"kubernetes":  {names: map[string]string{"server": "etcd"}},
+	"longhorn":    {names: map[string]string{"longhorn-engine": "longhorn"}, libqcow: true, ldflags: "-X github.com/longhorn/longhorn-manager/meta.Version=v1.10.0"},
+	"multus":      {names: map[string]string{"passthru-cni": "passthru"}},
+	"whereabouts": {names: map[string]string{"cmd": "whereabouts", "controlloop": "ip-control-loop", "nodeslicecontroller": "node-slice-controller"}},
 }
 
 // BuiltEnv names a directory in the environment that has what was built elsewhere,
@@ -83,7 +89,7 @@ func Ours(tb TB, tags ...string) string {
 
 // Module builds the tools of one of the modules beside this file ("stock": the
 // stock CNI plugins and cnitool; "kubernetes": etcd, kubectl and what runs in and
-// on a cluster; "multus"; "whereabouts"; "helm") unless they are in the cache, and returns the
+// on a cluster; "longhorn"; "multus"; "whereabouts"; "helm") unless they are in the cache, and returns the
 // directory that holds them. Any number of processes may ask at once: one builds.
 func Module(ctx context.Context, name string) (string, error) {
 	if dir, ok := Built(name); ok {
@@ -94,15 +100,16 @@ func Module(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	module := filepath.Join(root, "integration", "tools", name)
-	key, err := moduleKey(module, programNames[name])
+	how := recipes[name]
+	key, err := moduleKey(module, how)
 	if err != nil {
 		return "", fmt.Errorf("tools module %s: %w", name, err)
 	}
 	return Cached(ctx, name, key, func(dir string) error {
-		if err := goBuild(ctx, module, dir, nil, []string{"tool"}); err != nil {
+		if err := goBuild(ctx, module, dir, how, nil, []string{"tool"}); err != nil {
 			return err
 		}
-		return rename(dir, programNames[name])
+		return rename(dir, how.names)
 	})
 }
 
@@ -163,7 +170,7 @@ func buildOwn(ctx context.Context, root string, tags, mains []string) (string, e
 	}
 	defer unlock()
 	// The work directory is kept: go build leaves a program alone that is up to date.
-	if err := goBuild(ctx, root, work, tags, mains); err != nil {
+	if err := goBuild(ctx, root, work, recipe{}, tags, mains); err != nil {
 		return "", err
 	}
 	return publishOwn(ctx, work, mains)
@@ -295,10 +302,16 @@ func lock(ctx context.Context, path string) (func(), error) {
 	return func() { _ = l.Close() }, nil
 }
 
-// goBuild builds packages of the module at dir, static and without symbols, as
-// they are shipped, into out.
-func goBuild(ctx context.Context, dir, out string, tags, packages []string) error {
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-tags", strings.Join(tags, ","), "-o", out + string(filepath.Separator)}
+// goBuild builds packages of the module at dir into out: without symbols, and static where no C library is asked for, as they are shipped.
+func goBuild(ctx context.Context, dir, out string, how recipe, tags, packages []string) error {
+	cgo := "CGO_ENABLED=0"
+	if how.libqcow {
+		if _, err := os.Stat("/usr/include/libqcow.h"); err != nil {
+			return fmt.Errorf("build the programs of %s: %w: `make deps` installs libqcow-dev", dir, err)
+		}
+		cgo, tags = "CGO_ENABLED=1", append(slices.Clone(tags), "netgo", "osusergo")
+	}
+	args := []string{"build", "-trimpath", "-ldflags", strings.TrimSpace("-s -w " + how.ldflags), "-tags", strings.Join(tags, ","), "-o", out + string(filepath.Separator)}
 	for _, p := range packages {
 		if p != "tool" {
 			p = "./" + p
@@ -307,7 +320,7 @@ func goBuild(ctx context.Context, dir, out string, tags, packages []string) erro
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
+	cmd.Env = append(os.Environ(), cgo, "GOFLAGS=-mod=readonly", "GOWORK=off")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), dir, err, output)
 	}
@@ -359,7 +372,7 @@ func Source(ctx context.Context, name, path string) (string, error) {
 }
 
 // moduleKey is a digest of all that decides what a tools module builds.
-func moduleKey(dir string, names map[string]string) (string, error) {
+func moduleKey(dir string, how recipe) (string, error) {
 	parts := [][]byte{[]byte(runtime.Version())}
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
@@ -368,8 +381,22 @@ func moduleKey(dir string, names map[string]string) (string, error) {
 		}
 		parts = append(parts, data)
 	}
-	for _, from := range slices.Sorted(maps.Keys(names)) {
-		parts = append(parts, []byte(from+"="+names[from]))
+	for _, from := range slices.Sorted(maps.Keys(how.names)) {
+		parts = append(parts, []byte(from+"="+how.names[from]))
+	}
+	if how.ldflags != "" {
+		parts = append(parts, []byte(how.ldflags))
+	}
+	sources, err := filepath.Glob(filepath.Join(dir, "*", "*", "*", "*.go")) // of modules that stand in for what can't be had
+	if err != nil {
+		return "", err
+	}
+	for _, file := range sources {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		parts = append(parts, data)
 	}
 	return digest(parts...), nil
 }

@@ -119,6 +119,7 @@ func TestVersionIsWhatTheModuleAsksFor(t *testing.T) {
 	for _, c := range []struct{ module, path, want string }{
 		{"kubernetes", "k8s.io/kubernetes", "v1.36.3"},
 		{"kubernetes", "go.etcd.io/etcd/server/v3", "v3.6.8"},
+		{"longhorn", "github.com/longhorn/longhorn-manager", "v1.10.0"},
 		{"multus", "gopkg.in/k8snetworkplumbingwg/multus-cni.v4", "v4.2.3"},
 		{"whereabouts", "github.com/k8snetworkplumbingwg/whereabouts", "v0.9.2"},
 	} {

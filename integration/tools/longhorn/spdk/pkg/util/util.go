@@ -1,0 +1,6 @@
+// Package util stops what was never started.
+package util
+
+import "time"
+
+func StopSPDKTgtDaemon(time.Duration) error { return nil }
