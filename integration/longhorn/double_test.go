@@ -256,17 +256,21 @@ func (d *double) attach(ctx context.Context) (string, error) {
 	return netip.AddrFrom4(bytes).String(), nil
 }
 
+// complain says why a pod can't start, and, as a kubelet does, something else after it.
 func (d *double) complain(ctx context.Context, pod *corev1.Pod, fault error) error {
-	event := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: pod.Name + "." + string(pod.UID)[:8]},
-		InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: d.ns, Name: pod.Name, UID: pod.UID},
-		Type:           corev1.EventTypeWarning, Reason: "FailedCreatePodSandBox", Message: fault.Error(), LastTimestamp: metav1.Now(),
+	now := time.Now()
+	for i, event := range []corev1.Event{
+		{Reason: "FailedCreatePodSandBox", Message: fault.Error(), LastTimestamp: metav1.NewTime(now)},
+		{Reason: "MissingClusterDNS", Message: `falling back to "Default" policy`, LastTimestamp: metav1.NewTime(now.Add(time.Second))},
+	} {
+		event.Name = fmt.Sprintf("%s.%s.%d", pod.Name, string(pod.UID)[:8], i)
+		event.InvolvedObject = corev1.ObjectReference{Kind: "Pod", Namespace: d.ns, Name: pod.Name, UID: pod.UID}
+		event.Type = corev1.EventTypeWarning
+		if _, err := d.Kube.CoreV1().Events(d.ns).Create(ctx, &event, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
 	}
-	_, err := d.Kube.CoreV1().Events(d.ns).Create(ctx, event, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // users makes the pods of workloads as controllers would, and attaches and detaches what they use.

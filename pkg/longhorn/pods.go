@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/nad"
@@ -166,21 +168,21 @@ func withoutPod(nodes []longhornNode, pods []corev1.Pod) (texts []string) {
 	return texts
 }
 
-// warnings are the last that were said about pods that aren't Ready: why a sandbox can't be made, for example.
+// warnings are what was said about pods that aren't Ready, the last of each reason: why a sandbox can't be made, for example, which another warning must not hide.
 func (s *Switch) warnings(ctx context.Context, pods []corev1.Pod) (texts []string, err error) {
 	events, _, err := list[corev1.Event](ctx, s.Cluster, kubeapi.Resource{Version: "v1", Plural: "events", Namespace: s.Namespace})
 	for i := range pods {
 		if podReady(&pods[i]) {
 			continue
 		}
-		var last corev1.Event
+		last := map[string]corev1.Event{}
 		for _, e := range events {
-			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == pods[i].UID && !e.LastTimestamp.Before(&last.LastTimestamp) {
-				last = e
+			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == pods[i].UID && !e.LastTimestamp.Before(ptr.To(last[e.Reason].LastTimestamp)) {
+				last[e.Reason] = e
 			}
 		}
-		if last.Message != "" {
-			texts = append(texts, fmt.Sprintf("pod %s: %s: %s", pods[i].Name, last.Reason, strings.TrimSpace(last.Message)))
+		for _, reason := range slices.Sorted(maps.Keys(last)) {
+			texts = append(texts, fmt.Sprintf("pod %s: %s: %s", pods[i].Name, reason, strings.TrimSpace(last[reason].Message)))
 		}
 	}
 	return texts, err
