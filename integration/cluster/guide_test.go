@@ -70,7 +70,7 @@ func (g *guide) take(t *testing.T, name string) {
 		cmd.Dir = dir
 		cmd.Env = []string{
 			"PATH=" + strings.Join([]string{filepath.Dir(g.Program("kubectl")), helm, "/usr/bin", "/bin"}, ":"),
-			"HOME=" + g.Dir, "KUBECONFIG=" + g.AdminKubeconfig(), "IMAGE=" + imageLhstorage, "TAG=v1",
+			"HOME=" + g.Dir, "KUBECONFIG=" + g.AdminKubeconfig(), "IMAGE=" + ImageLhstorage, "TAG=v1",
 		}
 		out, err := cmd.CombinedOutput()
 		assert.NoError(t, err, "%s, %s: %s", g.heading, name, out)

@@ -8,14 +8,12 @@ import (
 	"regexp"
 	"slices"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/lhstorage/lhstorage/integration/deploy"
 	"github.com/lhstorage/lhstorage/integration/image"
 )
 
-// imageLhstorage is the name of lhstorage's image, without its tag.
-const imageLhstorage = "lhstorage.test/lhstorage"
+// ImageLhstorage is the name of lhstorage's image, without its tag.
+const ImageLhstorage = "lhstorage.test/lhstorage"
 
 // Helm runs helm as the administrator, where it reaches the API server, and returns what it printed.
 func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
@@ -59,60 +57,33 @@ func (c *Cluster) HelmChart(ctx context.Context) (string, error) {
 // ImportLhstorage gives each node that is on lhstorage's image with a tag. The programs of two tags do the same and aren't the same
 // bytes, as those of two releases.
 func (c *Cluster) ImportLhstorage(ctx context.Context, tag string) error {
-	archive, err := c.lhstorageArchive(ctx, tag)
+	made, err := c.lhstorageImage(ctx, tag)
 	if err != nil {
 		return fmt.Errorf("make lhstorage's image %s: %w", tag, err)
 	}
-	if err := c.importArchive(ctx, archive); err != nil {
-		return err
-	}
-	return os.Remove(archive)
+	return c.ImportImage(ctx, made)
 }
 
-// importArchive gives each node that is on the image of an archive.
-func (c *Cluster) importArchive(ctx context.Context, archive string) error {
-	ctr, err := image.FindProgram("ctr")
-	if err != nil {
-		return err
-	}
-	importing, ctx := errgroup.WithContext(ctx)
-	for _, n := range c.Nodes {
-		if n.Off() {
-			continue
-		}
-		importing.Go(func() error {
-			_, err := n.Run(ctx, ctr, "--namespace", "k8s.io", "images", "import", archive)
-			return err
-		})
-	}
-	return importing.Wait()
-}
-
-// lhstorageArchive writes the archive of an image, and keeps the programs that are in it: see [Cluster.ReleaseProgram].
-func (c *Cluster) lhstorageArchive(ctx context.Context, tag string) (string, error) {
+// lhstorageImage is an image, whose programs are kept: see [Cluster.ReleaseProgram].
+func (c *Cluster) lhstorageImage(ctx context.Context, tag string) (none image.Image, err error) {
 	entries, err := os.ReadDir(c.own)
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	if err := os.MkdirAll(filepath.Dir(c.ReleaseProgram(tag, "any")), 0o755); err != nil {
-		return "", err
+		return none, err
 	}
 	for _, e := range entries {
 		program, err := os.ReadFile(filepath.Join(c.own, e.Name()))
 		if err != nil {
-			return "", err
+			return none, err
 		}
 		// What is behind the end of a program isn't loaded.
 		if err := os.WriteFile(c.ReleaseProgram(tag, e.Name()), slices.Concat(program, []byte(tag)), 0o755); err != nil {
-			return "", err
+			return none, err
 		}
 	}
-	made, err := deploy.Image(ctx, imageLhstorage+":"+tag, filepath.Dir(c.ReleaseProgram(tag, "any")))
-	if err != nil {
-		return "", err
-	}
-	archive := filepath.Join(c.Dir, "lhstorage-"+tag+".tar")
-	return archive, made.WriteArchive(archive)
+	return deploy.Image(ctx, ImageLhstorage+":"+tag, filepath.Dir(c.ReleaseProgram(tag, "any")))
 }
 
 // ReleaseProgram is the path, on this machine, of a program as it is in the image with a tag.

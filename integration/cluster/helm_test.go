@@ -64,7 +64,7 @@ func (b bed) helm(t *testing.T, verb, tag string, more ...string) string {
 	out, err := b.Helm(t.Context(), append([]string{
 		verb, "lhstorage", chart, "--namespace", deploy.Namespace,
 		"--values", filepath.Join(root, "deploy/examples/source-design/values.yaml"),
-		"--set", "image.repository=" + imageLhstorage, "--set", "image.tag=" + tag, "--set", "image.pullPolicy=Never",
+		"--set", "image.repository=" + ImageLhstorage, "--set", "image.tag=" + tag, "--set", "image.pullPolicy=Never",
 	}, more...)...)
 	require.NoError(t, err)
 	return out
@@ -332,7 +332,7 @@ func (b bed) onHost(t *testing.T, n *Node, args ...string) (string, bool) {
 	t.Helper()
 	ctx := t.Context()
 	_, err := b.Kubectl(ctx, append([]string{
-		"--namespace", deploy.Namespace, "debug", "node/" + n.Name, "--image=" + imageLhstorage + ":v2", "--image-pull-policy=Never", "--profile=sysadmin", "--attach=false", "--quiet",
+		"--namespace", deploy.Namespace, "debug", "node/" + n.Name, "--image=" + ImageLhstorage + ":v2", "--image-pull-policy=Never", "--profile=sysadmin", "--attach=false", "--quiet",
 		"--", "/opt/lhstorage/install-cni", "--node-name", n.Name,
 	}, args...)...)
 	require.NoError(t, err)

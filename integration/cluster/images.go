@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lhstorage/lhstorage/integration/image"
 	"github.com/lhstorage/lhstorage/integration/tools"
 )
@@ -36,7 +38,7 @@ func writeImages(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	base, err := busyboxImage(ctx)
+	base, err := BusyboxImage(ctx)
 	if err != nil {
 		return err
 	}
@@ -58,8 +60,8 @@ func writeImages(ctx context.Context, dir string) error {
 	return nil
 }
 
-// busyboxImage has busybox under the names of all its programs.
-func busyboxImage(ctx context.Context) (image.Image, error) {
+// BusyboxImage has busybox under the names of all its programs.
+func BusyboxImage(ctx context.Context) (image.Image, error) {
 	if err := isStatic(busybox); err != nil {
 		return image.Image{}, fmt.Errorf("%w: `make deps` installs busybox-static", err)
 	}
@@ -122,6 +124,37 @@ func instanceManagerImage(ctx context.Context, i image.Image) (image.Image, erro
 		}
 	}
 	return i, nil
+}
+
+// ImportImage gives an image to each node that is on.
+func (c *Cluster) ImportImage(ctx context.Context, i image.Image) error {
+	archive := filepath.Join(c.Dir, "import.tar")
+	if err := i.WriteArchive(archive); err != nil {
+		return fmt.Errorf("write image %s: %w", i.Name, err)
+	}
+	if err := c.importArchive(ctx, archive); err != nil {
+		return err
+	}
+	return os.Remove(archive)
+}
+
+// importArchive gives each node that is on the image of an archive.
+func (c *Cluster) importArchive(ctx context.Context, archive string) error {
+	ctr, err := image.FindProgram("ctr")
+	if err != nil {
+		return err
+	}
+	importing, ctx := errgroup.WithContext(ctx)
+	for _, n := range c.Nodes {
+		if n.Off() {
+			continue
+		}
+		importing.Go(func() error {
+			_, err := n.Run(ctx, ctr, "--namespace", "k8s.io", "images", "import", archive)
+			return err
+		})
+	}
+	return importing.Wait()
 }
 
 // checkPrograms looks for what is taken from the distribution.

@@ -118,13 +118,10 @@ func (b bed) forget(t *testing.T) {
 // haveTried gives the nodes the image of deploy/examples/try.
 func (b bed) haveTried(t *testing.T) {
 	t.Helper()
-	pause, err := busyboxImage(t.Context())
+	pause, err := BusyboxImage(t.Context())
 	require.NoError(t, err)
 	pause.Name, pause.Entrypoint = triedImage, []string{"/bin/sleep", forever}
-	archive := filepath.Join(b.Dir, "tried.tar")
-	require.NoError(t, pause.WriteArchive(archive))
-	require.NoError(t, b.importArchive(t.Context(), archive))
-	require.NoError(t, os.Remove(archive))
+	require.NoError(t, b.ImportImage(t.Context(), pause))
 }
 
 // clone copies the checkout, but for what isn't in the repository; the chart doesn't say which Kubernetes it is for, see [Cluster.HelmChart].
@@ -161,7 +158,7 @@ func (b bed) readmeEnv(t *testing.T, pushed string) []string {
 	return append(os.Environ(),
 		"PATH="+strings.Join([]string{programs, filepath.Dir(b.Program("kubectl")), helm, os.Getenv("PATH")}, ":"),
 		"KUBECONFIG="+b.AdminKubeconfig(), "KUBECACHEDIR="+filepath.Join(b.Dir, "kubectl"), "HELM_CACHE_HOME="+b.Dir, "HELM_CONFIG_HOME="+b.Dir, "HELM_DATA_HOME="+b.Dir,
-		"IMAGE="+imageLhstorage, "TAG=readme", "LAN="+lan.String(), "PUSHED="+pushed)
+		"IMAGE="+ImageLhstorage, "TAG=readme", "LAN="+lan.String(), "PUSHED="+pushed)
 }
 
 // typed runs a command as README has it, and returns what it printed.

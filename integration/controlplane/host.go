@@ -15,7 +15,7 @@ import (
 // ownDirs are the directories that each node has for itself, on its disk.
 var ownDirs = []string{
 	"/etc/cni", "/etc/lhstorage", "/opt/cni",
-	"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/lhstorage", "/var/log",
+	"/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/lhstorage", "/var/lib/longhorn", "/var/log",
 }
 
 // Host is where a node's programs run: the node's network namespace and its mount
