@@ -54,7 +54,7 @@ func enable(t *testing.T, b bed) {
 	pods := b.dataPods(t)
 	require.Len(t, pods, len(b.Nodes))
 	for i := range pods {
-		assert.Equal(t, annotation, pods[i].Annotations[controlplane.NetworksAnnotation])
+		assert.Equal(t, []byte(annotation), []byte(pods[i].Annotations[controlplane.NetworksAnnotation]))
 		var entries []controlplane.NetworkStatus
 		require.NoError(t, json.Unmarshal([]byte(pods[i].Annotations[controlplane.NetworkStatusAnnotation]), &entries))
 		require.Len(t, entries, 2)

@@ -179,7 +179,7 @@ func (v *view) inUse() []taken {
 func (v *view) overlaps() []hit {
 	all := v.inUse()
 	meets := func(n agent.Network, what string, r netip.Prefix, nodesBelong bool) []hit {
-		i := slices.IndexFunc(all, func(t taken) bool { return t.prefix.Overlaps(r) && !(nodesBelong && t.node) })
+		i := slices.IndexFunc(all, func(t taken) bool { return t.prefix.Overlaps(r) && (!nodesBelong || !t.node) })
 		if i < 0 {
 			return nil
 		}

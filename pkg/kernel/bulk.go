@@ -29,7 +29,7 @@ func (k *Netlink) Flood(index int) ([]netip.Addr, error) {
 
 func (k *Netlink) dumpFlood(index int) (vteps []netip.Addr, err error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
-	req.AddData(&netlink.Ndmsg{Family: unix.AF_BRIDGE, Index: uint32(index)}) //nolint:gosec // an index is positive
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_BRIDGE, Index: uint32(index)})
 	err = k.do(func() error {
 		return req.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH, func(msg []byte) bool {
 			if vtep, ok := floodEntry(msg, index); ok {
@@ -98,7 +98,7 @@ func routesTo(fd int, dsts []netip.Addr) (routes []Route, err error) {
 		if dst.Is6() {
 			family = unix.AF_INET6
 		}
-		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family, Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE}}) //nolint:gosec // 128 at most
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family, Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE}})
 		req.AddData(nl.NewRtAttr(unix.RTA_DST, dst.AsSlice()))
 		questions = append(questions, req.Serialize()...)
 	}
