@@ -54,7 +54,7 @@ func enable(t *testing.T, b bed) {
 	pods := b.dataPods(t)
 	require.Len(t, pods, len(b.Nodes))
 	for i := range pods {
-		assert.Equal(t, []byte(annotation), []byte(pods[i].Annotations[controlplane.NetworksAnnotation]))
+		assert.Equal(t, []string{annotation}, []string{pods[i].Annotations[controlplane.NetworksAnnotation]}, "Longhorn writes it to the letter")
 		var entries []controlplane.NetworkStatus
 		require.NoError(t, json.Unmarshal([]byte(pods[i].Annotations[controlplane.NetworkStatusAnnotation]), &entries))
 		require.Len(t, entries, 2)

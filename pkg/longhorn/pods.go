@@ -12,6 +12,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
@@ -29,9 +30,9 @@ const annotationTouched = "lhstorage.io/touched"
 func (s *Switch) waitPods(ctx context.Context) error {
 	wanted := s.journal.Wanted()
 	shape := read(wanted.Name, wanted.Config)
-	touched := time.Now()
+	touched, began := time.Now(), s.API.Now()
 	return s.wait(ctx, s.Timeouts.Pods, "Longhorn's pods are on "+wanted.words(), func(ctx context.Context) ([]string, error) {
-		open, err := s.openPods(ctx, wanted.Ref, shape)
+		open, err := s.openPods(ctx, wanted.Ref, shape, began)
 		if err == nil {
 			var rolling []string
 			rolling, err = s.openCSI(ctx, wanted.Ref)
@@ -45,8 +46,8 @@ func (s *Switch) waitPods(ctx context.Context) error {
 	})
 }
 
-// openPods says which pods aren't as they must be, with the last warning about each.
-func (s *Switch) openPods(ctx context.Context, ref Ref, shape shape) ([]string, error) {
+// openPods says which pods aren't as they must be, with the last warnings about each.
+func (s *Switch) openPods(ctx context.Context, ref Ref, shape shape, began time.Time) ([]string, error) {
 	pods, err := s.dataPods(ctx)
 	if err != nil {
 		return nil, err
@@ -63,8 +64,8 @@ func (s *Switch) openPods(ctx context.Context, ref Ref, shape shape) ([]string, 
 	if len(open) == 0 {
 		return nil, nil
 	}
-	warnings, err := s.warnings(ctx, pods)
-	return append(open, warnings...), err
+	events, _, err := list[corev1.Event](ctx, s.Cluster, kubeapi.Resource{Version: "v1", Plural: "events", Namespace: s.Namespace})
+	return append(open, warnings(events, pods, managers, began)...), err
 }
 
 // openCSI says in what the pods of Longhorn's CSI plugin, which mount shared volumes, aren't as the setting for these wants them: Longhorn writes the
@@ -168,24 +169,41 @@ func withoutPod(nodes []longhornNode, pods []corev1.Pod) (texts []string) {
 	return texts
 }
 
-// warnings are what was said about pods that aren't Ready, the last of each reason: why a sandbox can't be made, for example, which another warning must not hide.
-func (s *Switch) warnings(ctx context.Context, pods []corev1.Pod) (texts []string, err error) {
-	events, _, err := list[corev1.Event](ctx, s.Cluster, kubeapi.Resource{Version: "v1", Plural: "events", Namespace: s.Namespace})
-	for i := range pods {
-		if podReady(&pods[i]) {
-			continue
-		}
-		last := map[string]corev1.Event{}
-		for _, e := range events {
-			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == pods[i].UID && !e.LastTimestamp.Before(ptr.To(last[e.Reason].LastTimestamp)) {
-				last[e.Reason] = e
-			}
-		}
-		for _, reason := range slices.Sorted(maps.Keys(last)) {
-			texts = append(texts, fmt.Sprintf("pod %s: %s: %s", pods[i].Name, reason, strings.TrimSpace(last[reason].Message)))
+// warnings are what was said about pods that aren't Ready, the last of each reason: why a sandbox can't be made, for example, which another warning must
+// not hide. An instance manager whose pod can't start is an error to longhorn-manager, which makes the pod anew under the same name every few
+// seconds: what was said of those before, since began, counts as well.
+func warnings(events []corev1.Event, pods []corev1.Pod, managers []manager, began time.Time) (texts []string) {
+	ailing := map[string]types.UID{}
+	for _, m := range managers {
+		if m.Status.State != "running" {
+			ailing[m.Name] = ""
 		}
 	}
-	return texts, err
+	for i := range pods {
+		if !podReady(&pods[i]) {
+			ailing[pods[i].Name] = pods[i].UID
+		}
+	}
+	last := map[string]map[string]corev1.Event{} // by pod and reason
+	for _, e := range events {
+		pod := e.InvolvedObject
+		uid, ails := ailing[pod.Name]
+		if e.Type != corev1.EventTypeWarning || pod.Kind != "Pod" || !ails || pod.UID != uid && e.LastTimestamp.Time.Before(began) {
+			continue
+		}
+		if last[pod.Name] == nil {
+			last[pod.Name] = map[string]corev1.Event{}
+		}
+		if !e.LastTimestamp.Before(ptr.To(last[pod.Name][e.Reason].LastTimestamp)) {
+			last[pod.Name][e.Reason] = e
+		}
+	}
+	for _, pod := range slices.Sorted(maps.Keys(last)) {
+		for _, reason := range slices.Sorted(maps.Keys(last[pod])) {
+			texts = append(texts, fmt.Sprintf("pod %s: %s: %s", pod, reason, strings.TrimSpace(last[pod][reason].Message)))
+		}
+	}
+	return texts
 }
 
 // touch makes longhorn-manager look at its setting again.

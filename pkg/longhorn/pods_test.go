@@ -2,9 +2,13 @@ package longhorn
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/lhstorage/lhstorage/pkg/nad"
 )
@@ -39,4 +43,41 @@ func TestUnrolled(t *testing.T) {
 			assert.Contains(t, got[0], c.want, c.name)
 		}
 	}
+}
+
+// What was said of a pod that isn't Ready counts, and of those before it that had its name, since it is waited for; of no other.
+func TestWarnings(t *testing.T) {
+	began := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	event := func(pod, uid, reason, message string, after time.Duration) corev1.Event {
+		return corev1.Event{
+			Type: corev1.EventTypeWarning, Reason: reason, Message: message, LastTimestamp: metav1.NewTime(began.Add(after)),
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Name: pod, UID: types.UID(uid)},
+		}
+	}
+	ready := corev1.Pod{Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}}
+	ready.Name, ready.UID = "im-ready", "r"
+	waits := corev1.Pod{}
+	waits.Name, waits.UID = "im-waits", "w2"
+	var gone, runs manager
+	gone.Name, gone.Status.State = "im-gone", "error"
+	runs.Name, runs.Status.State = "im-ready", "running"
+	normal := event("im-waits", "w2", "Pulled", "an image", time.Second)
+	normal.Type = corev1.EventTypeNormal
+	got := warnings([]corev1.Event{
+		event("im-waits", "w2", "FailedCreatePodSandBox", "later", 2*time.Second),
+		event("im-waits", "w2", "FailedCreatePodSandBox", "earlier", time.Second),
+		event("im-waits", "w2", "MissingClusterDNS", "and this", -time.Hour), // long before, but of this very pod
+		event("im-waits", "w1", "BackOff", "of the pod before it", 0),
+		event("im-waits", "w0", "Unhealthy", "of another day", -time.Second),
+		event("im-gone", "g1", "FailedCreatePodSandBox", "no pod at the moment", time.Second),
+		event("im-gone", "g0", "Evicted", "of another day", -time.Second),
+		event("im-ready", "r", "Unhealthy", "it is well by now", time.Second),
+		normal,
+	}, []corev1.Pod{ready, waits}, []manager{gone, runs}, began)
+	assert.Equal(t, []string{
+		"pod im-gone: FailedCreatePodSandBox: no pod at the moment",
+		"pod im-waits: BackOff: of the pod before it",
+		"pod im-waits: FailedCreatePodSandBox: later",
+		"pod im-waits: MissingClusterDNS: and this",
+	}, got)
 }
