@@ -7,7 +7,7 @@ export VERSION
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## lhstorage's programs, static, into bin/
@@ -32,6 +32,11 @@ test: deps ## unit, kernel, lab and integration tests (as root; without root the
 .PHONY: test-cluster
 test-cluster: deps ## tests in a real cluster (root); FULL=1: every repetition, VERBOSE=1: figures
 	@hack/test-cluster
+
+.PHONY: test-longhorn
+test-longhorn: ## the real longhorn-manager in such a cluster, built once, then 8 min (root); VERBOSE=1
+	@hack/deps longhorn
+	@hack/test-cluster ./integration/longhornmanager
 
 .PHONY: test-vm
 test-vm: ## tests in a VM with Debian's kernel: iSCSI, NVMe/TCP, VLAN, bond (root); RUN=regexp, VERBOSE=1

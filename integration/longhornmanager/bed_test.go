@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	// wanted is set by `make test-cluster`.
+	// wanted is set by `make test-longhorn`.
 	wanted = "LHSTORAGE_TEST_CLUSTER"
 
 	network = Namespace + "/longhorn-storage" // of deploy/examples/source-design
@@ -55,7 +55,7 @@ type bed struct {
 func newBed(t *testing.T) bed {
 	t.Helper()
 	if os.Getenv(wanted) == "" {
-		t.Skipf("%s isn't set: `make test-cluster` sets it", wanted)
+		t.Skipf("%s isn't set: `make test-longhorn` sets it", wanted)
 	}
 	testnode.RequireRoot(t)
 	begin := time.Now()

@@ -307,7 +307,7 @@ func goBuild(ctx context.Context, dir, out string, how recipe, tags, packages []
 	cgo := "CGO_ENABLED=0"
 	if how.libqcow {
 		if _, err := os.Stat("/usr/include/libqcow.h"); err != nil {
-			return fmt.Errorf("build the programs of %s: %w: `make deps` installs libqcow-dev", dir, err)
+			return fmt.Errorf("build the programs of %s: %w: `hack/deps longhorn` installs libqcow-dev", dir, err)
 		}
 		cgo, tags = "CGO_ENABLED=1", append(slices.Clone(tags), "netgo", "osusergo")
 	}
