@@ -247,7 +247,7 @@ const wrongNetwork = `{"cniVersion": "1.0.0", "name": "wrong", "type": "macvlan"
 func wrong(t *testing.T, b bed) {
 	file := filepath.Join(t.TempDir(), "wrong.json")
 	require.NoError(t, os.WriteFile(file, []byte(wrongNetwork), 0o600))
-	said := b.run(t, 3, "enable", "--config", file, "--network", Namespace+"/wrong", "--wait-pods", "1m")
+	said := b.run(t, 3, "enable", "--config", file, "--network", Namespace+"/wrong", "--wait-pods", "2m")
 	assert.Contains(t, said, "FailedCreatePodSandBox")
 	assert.Contains(t, said, `network "wrong": Link not found`)
 	assert.Equal(t, Namespace+"/wrong", b.value(t))
