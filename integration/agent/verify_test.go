@@ -141,7 +141,7 @@ func (b *bed) measured(t *testing.T) (told string, err error) {
 	require.NoError(t, b.Apply(t.Context(), nil, []byte(longhornNodes)))
 	for _, n := range b.Nodes {
 		object := fmt.Sprintf(`{"apiVersion": "longhorn.io/v1beta2", "kind": "Node", "metadata": {"name": %q, "namespace": %q}}`, n.Name, namespace)
-		require.NoError(t, b.Apply(t.Context(), nil, []byte(object)))
+		require.Eventually(t, func() bool { return b.Apply(t.Context(), nil, []byte(object)) == nil }, settle, 100*time.Millisecond, "the definition is served a moment after it was made")
 	}
 	api, err := kubeapi.New(b.Config)
 	require.NoError(t, err)
