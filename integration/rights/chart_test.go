@@ -64,8 +64,8 @@ var unusedHere = map[string]string{
 	"kube-system:lhstorage-node may list addressclaims.lhstorage.io": "whoever writes a pool for a crowd, and GC: whether pods meet here is chance",
 }
 
-// settling is for how long an API server that was started again refuses what it hasn't read the rules for yet.
-const settling = 5 * time.Second
+// settling is for how long an API server that was started again may refuse what the rights let do: it hasn't read the rules yet, on a busy machine for a while.
+const settling = 30 * time.Second
 
 // bed is a cluster with the chart's accounts. node1 and node2 have the agent, and let it record; on node3 the plugins are alone.
 type bed struct {
@@ -109,7 +109,9 @@ func TestChart(t *testing.T) {
 	}, settle, time.Second)
 	assert.Empty(t, unused(given, requests), "nobody needs these rights, or this test doesn't do what needs them")
 	assert.Empty(t, Beyond(given, requests))
-	assert.Empty(t, slices.DeleteFunc(Refused(requests), func(q Request) bool { return q.At.After(b.started) && q.At.Sub(b.started) < settling }))
+	assert.Empty(t, slices.DeleteFunc(Refused(requests), func(q Request) bool {
+		return q.At.After(b.started) && q.At.Sub(b.started) < settling && Cover(given, q)
+	}))
 	for _, r := range given {
 		if unusedHere[r.String()] != "" && len(Unused([]Right{r}, requests)) == 0 {
 			t.Logf("%s: needs no exception any more", r)

@@ -207,8 +207,13 @@ func Refused(requests []Request) []Request {
 // Beyond are the requests that were let through by other rights than these.
 func Beyond(rights []Right, requests []Request) []Request {
 	return slices.DeleteFunc(slices.Clone(requests), func(q Request) bool {
-		return q.refused() || slices.ContainsFunc(rights, func(r Right) bool { return r.covers(q) })
+		return q.refused() || Cover(rights, q)
 	})
+}
+
+// Cover says that a request is for what the rights let do.
+func Cover(rights []Right, q Request) bool {
+	return slices.ContainsFunc(rights, func(r Right) bool { return r.covers(q) })
 }
 
 // Users are those who have the rights.
