@@ -52,12 +52,10 @@ func loadAPI(kubeconfig string) (*kubeapi.Client, error) {
 // openStore opens the store that the node and the configuration ask for. Claims on this
 // machine's disk say nothing about other nodes: where a cluster is meant they are no way out.
 func (c *call) openStore(s standby) error {
-	switch {
-	case s.node.Kubeconfig != "":
-		c.openCluster(s)
-		return nil
-	case c.cfg.Kubeconfig != "":
+	if s.node.Kubeconfig == "" && c.cfg.Kubeconfig != "" {
 		s.api, s.lost = loadAPI(c.cfg.Kubeconfig)
+	}
+	if s.api != nil || s.lost != nil {
 		c.openCluster(s)
 		return nil
 	}

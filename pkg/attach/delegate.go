@@ -70,7 +70,8 @@ func execute(ctx context.Context, path string, stdin []byte, env []string, args 
 	return p.run(ctx, stdin)
 }
 
-// process is a plugin that was started and waits for its input. Until it has that it does nothing but start up.
+// process is a plugin that was started and waits for its input. Until it has that it starts up, our own IPAM plugin connects to the API server, and nothing
+// is changed anywhere.
 type process struct {
 	*exec.Cmd
 	stdin          io.WriteCloser
@@ -112,7 +113,7 @@ func (p *process) run(ctx context.Context, stdin []byte) ([]byte, error) {
 	return nil, pluginError(p.Path, err, p.stdout.Bytes(), p.stderr.String())
 }
 
-// end ends a plugin that got no input: it has done nothing yet.
+// end ends a plugin that got no input: it has changed nothing yet.
 func (p *process) end() {
 	_ = p.Process.Kill()
 	_ = p.Wait()
