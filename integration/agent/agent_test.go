@@ -141,7 +141,7 @@ func chaos(t *testing.T, b *bed) {
 			addrs, err := testnode.Addresses(pod.Netns, ifName)
 			require.NoError(t, err)
 			assert.Len(t, addrs, 1)
-			require.Eventually(t, func() bool { return answers(t, pod, far) }, settle, 20*time.Millisecond, "the pod reaches one on another node")
+			require.Eventually(t, func() bool { return answers(pod, far) }, settle, 20*time.Millisecond, "the pod reaches one on another node")
 		})
 	}
 	ok, why := ready(n)

@@ -18,7 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/lhstorage/lhstorage/integration/testnode"
-	"github.com/lhstorage/lhstorage/pkg/probe"
 )
 
 // Calls of several pods at once are killed at random instants, and made again or
@@ -39,7 +38,7 @@ func TestKilledAtRandom(t *testing.T) {
 			b.add(t, still)
 			b.add(t, beside)
 			indexes := b.indexes(t)
-			stop := b.watch(t, beside, still.addrs[0])
+			stop := testnode.Traffic(t, beside, still.addrs[0])
 
 			var holders holders
 			var wg sync.WaitGroup
@@ -161,31 +160,6 @@ func (b *bed) indexes(t *testing.T) string {
 		return nil
 	}))
 	return text
-}
-
-// watch pings from a pod until it is stopped; every packet must be answered.
-func (b *bed) watch(t *testing.T, from *pod, to netip.Addr) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan struct{})
-	sent, lost := 0, 0
-	go func() {
-		defer close(done)
-		for ctx.Err() == nil {
-			var result probe.PingResult
-			err := from.Do(func(ns.NetNS) (err error) {
-				result, err = probe.Ping(context.WithoutCancel(ctx), probe.PingOptions{Target: to, Count: 50, Interval: 5 * time.Millisecond, Wait: 5 * time.Second})
-				return err
-			})
-			assert.NoError(t, err)
-			sent, lost = sent+result.Wanted, lost+result.Wanted-result.Received
-		}
-	}()
-	return func() {
-		cancel()
-		<-done
-		assert.Zero(t, lost, "of %d packets between pods that nothing was done to", sent)
-	}
 }
 
 // dropEmptyClaims removes what host-local leaves when it is killed between making a

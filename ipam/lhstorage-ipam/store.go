@@ -55,7 +55,7 @@ func (c *call) openStore(s standby) error {
 	if s.node.Kubeconfig == "" && c.cfg.Kubeconfig != "" {
 		s.api, s.lost = loadAPI(c.cfg.Kubeconfig)
 	}
-	if s.api != nil || s.lost != nil {
+	if cmp.Or(s.node.Kubeconfig, c.cfg.Kubeconfig) != "" {
 		c.openCluster(s)
 		return nil
 	}
