@@ -55,9 +55,14 @@ func probeReports(t *testing.T, b *bed) {
 
 	b.makeClaim(t, "10.0.0.16", "other", "default/pod")
 	b.makeClaim(t, "10.0.0.17", "third", "default/pod2")
-	pods, err := cluster.Remote(t.Context(), "other")
+	b.makeClaim(t, "10.0.0.18", "fourth", "default/pod3")
+	pods, err := cluster.Remote(t.Context(), "other", "fourth", "none")
 	require.NoError(t, err)
-	assert.Equal(t, []probereport.Pod{{Ref: "default/pod", Node: "other", Network: "storage", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.16")}}}, pods)
+	assert.Equal(t, map[string][]probereport.Pod{
+		"other":  {{Ref: "default/pod", Node: "other", Network: "storage", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.16")}}},
+		"fourth": {{Ref: "default/pod3", Node: "fourth", Network: "storage", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.18")}}},
+		"none":   nil,
+	}, pods)
 }
 
 func (b *bed) makeClaim(t *testing.T, address, node, podRef string) {

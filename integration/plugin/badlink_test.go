@@ -48,8 +48,8 @@ func (p *prober) Peers(context.Context) ([]probereport.Peer, error) {
 func (p *prober) Local(context.Context) ([]probereport.Pod, error) {
 	return []probereport.Pod{p.local}, nil
 }
-func (p *prober) Remote(context.Context, string) ([]probereport.Pod, error) {
-	return []probereport.Pod{p.remote}, nil
+func (p *prober) Remote(context.Context, ...string) (map[string][]probereport.Pod, error) {
+	return map[string][]probereport.Pod{p.remote.Node: {p.remote}}, nil
 }
 func (p *prober) Read(context.Context, string) (v1alpha1.ProbeReportStatus, error) {
 	return p.report, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -86,13 +87,21 @@ func PodsOf(attachments []record.Attachment, node string) []Pod {
 
 // Remote implements Sources. What the server has in memory will do: an address
 // that doesn't answer is asked for again.
-func (c Cluster) Remote(ctx context.Context, node string) ([]Pod, error) {
+func (c Cluster) Remote(ctx context.Context, nodes ...string) (map[string][]Pod, error) {
+	values := make([]string, len(nodes))
+	for i, node := range nodes {
+		values[i] = v1alpha1.LabelValue(node)
+	}
+	selector := fmt.Sprintf("%s in (%s)", v1alpha1.LabelNode, strings.Join(values, ","))
 	var list v1alpha1.AddressClaimList
-	err := c.Client.List(ctx, kube.Claims, &list, kubeapi.Cached(), kubeapi.Labelled(v1alpha1.LabelNode, v1alpha1.LabelValue(node)))
-	if err != nil {
+	if err := c.Client.List(ctx, kube.Claims, &list, kubeapi.Cached(), kubeapi.Selected(selector)); err != nil {
 		return nil, err
 	}
-	return HoldersOf(list.Items, node), nil
+	pods := map[string][]Pod{}
+	for _, node := range nodes {
+		pods[node] = HoldersOf(list.Items, node)
+	}
+	return pods, nil
 }
 
 // HoldersOf are the pods of a node that hold addresses.

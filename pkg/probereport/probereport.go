@@ -51,8 +51,9 @@ type Sources interface {
 	// Local are this node's pods. It is asked every round, and again when one
 	// doesn't answer.
 	Local(ctx context.Context) ([]Pod, error)
-	// Remote are the pods of another node. A few nodes are asked for in a round.
-	Remote(ctx context.Context, node string) ([]Pod, error)
+	// Remote are the pods of other nodes, by node. A few nodes are asked for in a round, all at once: each call costs the API server a look
+	// at all claims of the cluster.
+	Remote(ctx context.Context, nodes ...string) (map[string][]Pod, error)
 }
 
 // Known is who can be asked.

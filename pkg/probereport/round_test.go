@@ -59,15 +59,16 @@ func (s *site) Local(context.Context) ([]probereport.Pod, error) {
 	return pods, err
 }
 
-func (s *site) Remote(_ context.Context, node string) ([]probereport.Pod, error) {
+func (s *site) Remote(_ context.Context, nodes ...string) (map[string][]probereport.Pod, error) {
 	pods, err := s.Pods()
-	var list []probereport.Pod
+	byNode := map[string][]probereport.Pod{}
 	for _, p := range pods {
-		if p.Node == node && !s.gone[node] {
-			list = append(list, probereport.Pod{Ref: "ns/" + p.Name, Node: node, Network: "storage", Addresses: []netip.Addr{p.Addresses[0].Addr()}})
+		if slices.Contains(nodes, p.Node) && !s.gone[p.Node] {
+			pod := probereport.Pod{Ref: "ns/" + p.Name, Node: p.Node, Network: "storage", Addresses: []netip.Addr{p.Addresses[0].Addr()}}
+			byNode[p.Node] = append(byNode[p.Node], pod)
 		}
 	}
-	return list, err
+	return byNode, err
 }
 
 func (s *site) Read(context.Context, string) (v1alpha1.ProbeReportStatus, error) {

@@ -23,9 +23,9 @@ const (
 	// Stale is how old a report may be that something is judged by.
 	Stale = 15 * time.Minute
 
-	heartbeat  = 10 * time.Minute // between writes of a report that stays as it is
-	listAge    = 10 * time.Minute // of what is known of another node's pods
-	listsAtOne = 4                // other nodes whose pods are asked for in a round
+	heartbeat    = 10 * time.Minute // between writes of a report that stays as it is
+	listAge      = 10 * time.Minute // of what is known of another node's pods
+	listedAtOnce = 4                // other nodes whose pods are asked for in a round
 )
 
 // Reports keeps a node's report.
@@ -132,11 +132,9 @@ func (p *Prober) know(ctx context.Context) (Known, error) {
 		return len(p.remote[node].pods) > 0 && time.Since(p.remote[node].at) < listAge // one without pods may have its first by now
 	})
 	slices.SortStableFunc(stale, func(a, b string) int { return p.remote[a].at.Compare(p.remote[b].at) })
-	for _, node := range stale[:min(len(stale), listsAtOne)] {
-		if err := p.list(ctx, node); err != nil {
-			p.Log.Warn("which pods another node has can't be told; those known are measured", "node", node, "error", err)
-			break
-		}
+	stale = stale[:min(len(stale), listedAtOnce)]
+	if err := p.list(ctx, stale...); err != nil {
+		p.Log.Warn("which pods other nodes have can't be told; those known are measured", "nodes", stale, "error", err)
 	}
 	for node := range p.remote {
 		if !slices.ContainsFunc(k.Peers, func(peer Peer) bool { return peer.Node == node }) {
@@ -149,12 +147,17 @@ func (p *Prober) know(ctx context.Context) (Known, error) {
 	return k, nil
 }
 
-func (p *Prober) list(ctx context.Context, node string) error {
-	pods, err := p.Sources.Remote(ctx, node)
+func (p *Prober) list(ctx context.Context, nodes ...string) error {
+	if len(nodes) == 0 {
+		return nil
+	}
+	pods, err := p.Sources.Remote(ctx, nodes...)
 	if err != nil {
 		return err
 	}
-	p.remote[node] = listing{pods: pods, at: time.Now()}
+	for _, node := range nodes {
+		p.remote[node] = listing{pods: pods[node], at: time.Now()}
+	}
 	return nil
 }
 
@@ -176,13 +179,16 @@ func (p *Prober) confirm(ctx context.Context, legs []v1alpha1.ProbeLeg) []v1alph
 		add(local)
 		asked[p.Node] = true
 	}
+	var doubtful []string
 	for _, l := range legs {
-		if l.Pod == "" || l.Lost == 0 || asked[l.Node] || len(asked) > listsAtOne {
-			continue
+		if l.Pod != "" && l.Lost > 0 && !asked[l.Node] && !slices.Contains(doubtful, l.Node) && len(doubtful) < listedAtOnce {
+			doubtful = append(doubtful, l.Node)
 		}
-		if err := p.list(ctx, l.Node); err == nil {
-			add(p.remote[l.Node].pods)
-			asked[l.Node] = true
+	}
+	if err := p.list(ctx, doubtful...); err == nil {
+		for _, node := range doubtful {
+			add(p.remote[node].pods)
+			asked[node] = true
 		}
 	}
 	gone := func(l v1alpha1.ProbeLeg) bool {
