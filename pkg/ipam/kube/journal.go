@@ -147,6 +147,9 @@ func (j journal) hold(owner ipam.Owner, name string) (bool, error) {
 		_ = os.Remove(link) // the pod's own of a moment ago
 		err = os.Symlink(page, link)
 	}
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil // another process was quicker just now
+	}
 	if err != nil {
 		return false, journalError("note that an address is asked for", err)
 	}

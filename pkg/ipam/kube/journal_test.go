@@ -1,8 +1,11 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -32,4 +35,32 @@ func FuzzPage(f *testing.F) {
 		require.NoError(t, j.close(owner))
 		assert.NoFileExists(t, j.path(owner))
 	})
+}
+
+// An address that was given up a moment ago is asked for by many at once: some one gets it, and nobody an error.
+func TestHoldOfWhatLingers(t *testing.T) {
+	const name, many = "10.0.0.9", 8
+	owner := func(i int) ipam.Owner {
+		return ipam.Owner{Network: "storage", PodRef: fmt.Sprintf("ns/pod%d", i), ContainerID: fmt.Sprintf("c%d", i), IfName: "net1"}
+	}
+	for range 200 {
+		j := journal{dir: t.TempDir(), lingering: true}
+		got, err := j.hold(owner(many), name)
+		require.NoError(t, err)
+		require.True(t, got)
+		require.NoError(t, j.letGo(owner(many), name))
+		var wg sync.WaitGroup
+		var held atomic.Int32
+		for i := range many {
+			wg.Go(func() {
+				got, err := j.hold(owner(i), name)
+				assert.NoError(t, err)
+				if got {
+					held.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		require.Positive(t, held.Load())
+	}
 }
