@@ -123,9 +123,12 @@ func (b *bed) startAt(t *testing.T, n *controlplane.Node, port int, flags ...str
 }
 
 // get asks a server on the node.
-func get(n *controlplane.Node, url string) (int, string) {
+func get(n *controlplane.Node, url string) (int, string) { return getIn(n.Host, url) }
+
+// getIn asks a server in a network namespace.
+func getIn(host ns.NetNS, url string) (int, string) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		err = n.Host.Do(func(ns.NetNS) error {
+		err = host.Do(func(ns.NetNS) error {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
 			return err
 		})

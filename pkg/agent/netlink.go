@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -75,7 +76,7 @@ func listenOnce(ctx context.Context, seen *observed, wake func()) error {
 			open, concerns = ok, ok // any device may come to hold the VTEP, or an address of the shim's
 		case u, ok := <-neighs:
 			open = ok
-			concerns = ok && isFlood(u.Neigh) && seen.concerns("", u.LinkIndex)
+			concerns = ok && isFlood(u.Neigh) && seen.concerns("", u.LinkIndex) && !seen.isOwn(changeOf(u))
 		case u, ok := <-routes:
 			open = ok
 			concerns = ok && (int(u.Protocol) == kernel.RouteProtocol || seen.concerns("", u.LinkIndex))
@@ -100,6 +101,11 @@ func isFlood(n netlink.Neigh) bool {
 		}
 	}
 	return true
+}
+
+func changeOf(u netlink.NeighUpdate) floodChange {
+	vtep, _ := netip.AddrFromSlice(u.IP)
+	return floodChange{index: u.LinkIndex, vtep: vtep.Unmap(), gone: u.Type == unix.RTM_DELNEIGH}
 }
 
 // pause waits, unless ctx ends first.

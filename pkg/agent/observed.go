@@ -2,7 +2,9 @@ package agent
 
 import (
 	"maps"
+	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 )
@@ -14,6 +16,37 @@ type observed struct {
 	names   map[string]bool
 	indexes map[int]bool
 	sysctls map[string]string
+	made    map[floodChange]time.Time // what passes did themselves, of which the kernel's message is yet to come
+}
+
+// floodChange is that an entry for unknown destinations comes or goes.
+type floodChange struct {
+	index int
+	vtep  netip.Addr
+	gone  bool
+}
+
+// messageTime is how long after a change the kernel's message of it may be read.
+const messageTime = 2 * time.Second
+
+// making notes a change that a pass is about to make: the message of it is no reason for another pass.
+func (o *observed) making(c floodChange) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.made == nil {
+		o.made = map[floodChange]time.Time{}
+	}
+	maps.DeleteFunc(o.made, func(_ floodChange, at time.Time) bool { return time.Since(at) > messageTime })
+	o.made[c] = time.Now()
+}
+
+// isOwn says that a pass made a change, and forgets it: the same one made once more is another's.
+func (o *observed) isOwn(c floodChange) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	at, ok := o.made[c]
+	delete(o.made, c)
+	return ok && time.Since(at) <= messageTime
 }
 
 // begin forgets what earlier passes looked at.
@@ -58,7 +91,7 @@ func (o *observed) changed(k kernel.Kernel) string {
 	return ""
 }
 
-// observing is a kernel that notes what is looked at.
+// observing is a kernel that notes what is looked at, and which flood entries are changed.
 type observing struct {
 	kernel.Kernel
 	seen *observed
@@ -87,4 +120,16 @@ func (k observing) SetSysctl(path, value string) error {
 		k.seen.sysctl(path, value)
 	}
 	return err
+}
+
+// AddFlood implements kernel.Kernel.
+func (k observing) AddFlood(index int, vtep netip.Addr) error {
+	k.seen.making(floodChange{index: index, vtep: vtep})
+	return k.Kernel.AddFlood(index, vtep)
+}
+
+// DelFlood implements kernel.Kernel.
+func (k observing) DelFlood(index int, vtep netip.Addr) error {
+	k.seen.making(floodChange{index: index, vtep: vtep, gone: true})
+	return k.Kernel.DelFlood(index, vtep)
 }

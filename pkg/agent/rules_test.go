@@ -214,3 +214,21 @@ func TestShorten(t *testing.T) {
 	assert.Equal(t, "short", shorten("short"))
 	assert.Len(t, []rune(shorten(strings.Repeat("ü", 3000))), maxReason)
 }
+
+// What a pass did itself is no reason for another one, once; the same done by another is, and so is its undoing.
+func TestOwnFloodChanges(t *testing.T) {
+	f := kernel.NewFake()
+	index := f.Have(kernel.Link{Name: "vxlan-storage", Kind: "vxlan"})
+	seen := &observed{}
+	k := observing{f, seen}
+	vtep := netip.MustParseAddr("10.0.0.7")
+	come, gone := floodChange{index: index, vtep: vtep}, floodChange{index: index, vtep: vtep, gone: true}
+	require.NoError(t, k.AddFlood(index, vtep))
+	assert.False(t, seen.isOwn(gone), "somebody removed it")
+	assert.True(t, seen.isOwn(come))
+	assert.False(t, seen.isOwn(come), "somebody else added it")
+	require.NoError(t, k.DelFlood(index, vtep))
+	assert.True(t, seen.isOwn(gone))
+	seen.made = map[floodChange]time.Time{come: time.Now().Add(-2 * messageTime)}
+	assert.False(t, seen.isOwn(come), "its message came long ago")
+}
