@@ -31,6 +31,8 @@ const (
 	fewAgents  = 20
 	fleetSize  = "LHSTORAGE_TEST_FLEET" // how many agents instead
 	leaseEvery = 15 * time.Second
+	watches    = 5               // kinds of objects
+	watchTime  = 5 * time.Minute // the API server ends a watch between this and twice this
 
 	// What one agent asks of the API server when it starts, and when it stops: what it watches, its Lease, its place, a token for the plugins, its report.
 	restartBound = 40
@@ -63,7 +65,8 @@ func TestFleet(t *testing.T) {
 	assert.LessOrEqual(t, rest.of("leases"), intervals(leaseEvery), "who doesn't lead reads the Lease, and one renews it")
 	assert.LessOrEqual(t, rest.of("addressclaims"), intervals(probeEvery), "one list in a round of probes")
 	assert.LessOrEqual(t, rest.of("probereports"), intervals(rest.in), "reports stay as they are")
-	others := rest.total() - rest.of("leases") - rest.of("addressclaims") - rest.of("probereports")
+	assert.LessOrEqual(t, rest.by("WATCH"), watches*intervals(watchTime), "a watch ends by itself and is begun again")
+	others := rest.total() - rest.of("leases") - rest.of("addressclaims") - rest.of("probereports") - rest.by("WATCH")
 	assert.LessOrEqual(t, others, 0.5*float64(size), "what is watched isn't asked for")
 
 	before = b.requests(t)
@@ -120,17 +123,21 @@ func (r requests) since(before, anyway requests) requests {
 	return out
 }
 
-func (r requests) total() (sum float64) {
-	for _, count := range r.count {
-		sum += count
-	}
-	return sum
-}
+func (r requests) total() float64 { return r.sum(func(_, _ string) bool { return true }) }
 
 // of are the requests for a resource.
-func (r requests) of(resource string) (sum float64) {
+func (r requests) of(resource string) float64 {
+	return r.sum(func(_, of string) bool { return of == resource })
+}
+
+// by are the requests with a verb.
+func (r requests) by(verb string) float64 {
+	return r.sum(func(by, _ string) bool { return by == verb })
+}
+
+func (r requests) sum(counts func(verb, resource string) bool) (sum float64) {
 	for what, count := range r.count {
-		if _, of, _ := strings.Cut(what, " "); of == resource {
+		if verb, resource, _ := strings.Cut(what, " "); counts(verb, resource) {
 			sum += count
 		}
 	}
