@@ -536,4 +536,5 @@ func lacking(t *testing.T, b *bed) {
 		now, err := b.Kube.CoreV1().Pods(longhorn).Get(t.Context(), "im", metav1.GetOptions{})
 		return apierrors.IsNotFound(err) || err == nil && now.DeletionTimestamp != nil
 	}, settle, 100*time.Millisecond)
+	require.NoError(t, b.DeletePod(t.Context(), longhorn, "im")) // its kubelet is done with it: the turn to repair is passed on
 }

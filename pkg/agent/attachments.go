@@ -8,26 +8,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 	"github.com/lhstorage/lhstorage/pkg/nad"
 )
 
-// longhornComponent is the label that says which part of Longhorn a pod is.
-const (
-	longhornComponent = "longhorn.io/component"
-	instanceManager   = "instance-manager"
-)
-
-// RepairLonghorn is the value of --repair that lets the agent delete instance managers.
-const RepairLonghorn = "longhorn"
-
-const (
-	attachmentsEvery = 10 * time.Second
-	repairsAnHour    = 3
-)
+const attachmentsEvery = 10 * time.Second
 
 // Missing lists the networks of ours that a pod asks for and doesn't have, once for each time that it asks.
 func Missing(pod *corev1.Pod, ours map[string]bool) ([]string, error) {
@@ -108,8 +93,8 @@ func late(pod *corev1.Pod, now time.Time, grace time.Duration) bool {
 // attachments watches over the pods of this node.
 type attachments struct {
 	*Agent
-	told    map[string]bool // pods and networks that an Event was written about
-	deleted []time.Time     // when pods were deleted, the last hour
+	told  map[string]bool // pods and networks that an Event was written about
+	turns string          // namespace of the turn that this node has to repair; empty: none
 }
 
 // Run looks every now and then: pods that lack a network are few, and nothing hangs on a second.
@@ -154,67 +139,6 @@ func (w *attachments) look(ctx context.Context, now time.Time) {
 		w.metrics.missing.WithLabelValues(ref).Set(float64(counts[ref]))
 	}
 	if w.options.Repair == RepairLonghorn {
-		w.repair(ctx, list.Items, lacking, now)
+		w.repair(ctx, list.Items, lacking)
 	}
-}
-
-// repair deletes one of Longhorn's instance managers that lacks its network and runs nothing, so that Longhorn makes it anew. One at a
-// time: none other of this node is on its way.
-func (w *attachments) repair(ctx context.Context, all []corev1.Pod, lacking []*corev1.Pod, now time.Time) {
-	for len(w.deleted) > 0 && now.Sub(w.deleted[0]) > time.Hour {
-		w.deleted = w.deleted[1:]
-	}
-	if len(w.deleted) >= repairsAnHour || underWay(all) {
-		return
-	}
-	for _, pod := range lacking {
-		if pod.Labels[longhornComponent] != instanceManager || pod.Status.Phase != corev1.PodRunning {
-			continue
-		}
-		idle, err := w.idle(ctx, pod)
-		if err != nil || !idle {
-			w.log.Warn("an instance manager without its network isn't deleted", "pod", pod.Namespace+"/"+pod.Name, "idle", idle, "error", err)
-			continue
-		}
-		err = w.api.Delete(ctx, kubeapi.Resource{Version: "v1", Plural: "pods", Namespace: pod.Namespace}, pod.Name, string(pod.UID), "")
-		if err != nil && !apierrors.IsNotFound(err) {
-			w.log.Warn("an instance manager without its network can't be deleted", "pod", pod.Namespace+"/"+pod.Name, "error", w.api.Explain(err))
-			continue
-		}
-		w.deleted = append(w.deleted, now)
-		w.metrics.attachmentRepairs.Inc()
-		w.log.Info("deleted an instance manager that had no storage network and ran no instance", "pod", pod.Namespace+"/"+pod.Name)
-		w.event(pod, ReasonAttachmentRepair, "Delete", "the instance manager had no storage network and ran no instance: it was deleted, so that Longhorn makes it anew")
-		return
-	}
-}
-
-// underWay says that an instance manager is ending or starting.
-func underWay(all []corev1.Pod) bool {
-	for i := range all {
-		if all[i].Labels[longhornComponent] == instanceManager && (all[i].DeletionTimestamp != nil || all[i].Status.Phase == corev1.PodPending) {
-			return true
-		}
-	}
-	return false
-}
-
-// idle says that the InstanceManager object of a pod, which has its name, lists no instance. Longhorn's v1beta2 has three lists
-// (types/instancemanager.go: instanceEngines, instanceReplicas, and instances of older versions). An unknown status is not idle.
-func (w *attachments) idle(ctx context.Context, pod *corev1.Pod) (bool, error) {
-	var object struct {
-		metav1.ObjectMeta `json:"metadata"`
-
-		Status *struct {
-			Engines   map[string]any `json:"instanceEngines"`
-			Replicas  map[string]any `json:"instanceReplicas"`
-			Instances map[string]any `json:"instances"`
-		} `json:"status"`
-	}
-	managers := kubeapi.Resource{Group: "longhorn.io", Version: "v1beta2", Plural: "instancemanagers", Namespace: pod.Namespace}
-	if err := w.api.Get(ctx, managers, pod.Name, &object); err != nil {
-		return false, fmt.Errorf("read InstanceManager %s/%s: %w", pod.Namespace, pod.Name, w.api.Explain(err))
-	}
-	s := object.Status
-	return s != nil && len(s.Engines)+len(s.Replicas)+len(s.Instances) == 0, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -231,4 +232,29 @@ func TestOwnFloodChanges(t *testing.T) {
 	assert.True(t, seen.isOwn(gone))
 	seen.made = map[floodChange]time.Time{come: time.Now().Add(-2 * messageTime)}
 	assert.False(t, seen.isOwn(come), "its message came long ago")
+}
+
+func TestNextTurn(t *testing.T) {
+	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	first, ok := nextTurn(coordinationv1.Lease{}, "node1", now)
+	require.True(t, ok, "nobody has repaired yet")
+	assert.Equal(t, "node1", holder(first))
+	_, ok = nextTurn(first, "node2", now.Add(turnTime-time.Second))
+	assert.False(t, ok, "node1 repairs")
+	_, ok = nextTurn(first, "node1", now.Add(time.Second))
+	assert.True(t, ok, "it was started anew")
+	second, ok := nextTurn(first, "node2", now.Add(turnTime))
+	require.True(t, ok, "node1 was killed over it")
+	assert.Equal(t, "2026-11-27T12:00:00Z,2026-11-27T12:05:00Z", second.Annotations[repairedNote])
+	assert.Equal(t, "2026-11-27T12:00:00Z", first.Annotations[repairedNote], "what was read isn't changed")
+	third, ok := nextTurn(second, "node3", now.Add(2*turnTime))
+	require.True(t, ok)
+	third.Spec.HolderIdentity = nil
+	_, ok = nextTurn(third, "node4", now.Add(time.Hour))
+	assert.False(t, ok, "three in an hour")
+	fourth, ok := nextTurn(third, "node4", now.Add(time.Hour+time.Second))
+	require.True(t, ok)
+	assert.Len(t, repairs(fourth, now.Add(time.Hour+time.Second)), 3)
+	fourth.Annotations[repairedNote] = "yesterday,,"
+	assert.Empty(t, repairs(fourth, now), "somebody else wrote it")
 }
