@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
 	"github.com/lhstorage/lhstorage/integration/cluster"
@@ -174,6 +175,13 @@ func (b bed) value(t *testing.T) string {
 	object, err := b.objects("settings").Get(t.Context(), setting, metav1.GetOptions{})
 	require.NoError(t, err)
 	return textOf(object, "value")
+}
+
+func (b bed) setValue(t *testing.T, value string) {
+	t.Helper()
+	patch := fmt.Appendf(nil, `{"value": %q}`, value)
+	_, err := b.objects("settings").Patch(t.Context(), setting, types.MergePatchType, patch, metav1.PatchOptions{})
+	require.NoError(t, err)
 }
 
 // dataPods are the pods of the instance managers.

@@ -29,11 +29,12 @@ func TestLonghornManager(t *testing.T) {
 		name string
 		run  func(*testing.T, bed)
 	}{
-		{"enable, from nothing to verified", enable},
-		{"a volume is on it", onNetwork},
-		{"disable", disable},
 		{"a wrong network, and back", wrong},
 		{"a volume is attached", attached},
+		{"enable, from nothing to verified", enable},
+		{"a volume is on it", onNetwork},
+		{"the setting is changed by hand", byHand},
+		{"disable", disable},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, b) }) {
 			return // each step begins with what the one before has left
@@ -263,4 +264,37 @@ func attached(t *testing.T, b bed) {
 	assert.Contains(t, said, "[hand-attached] volume "+volume+" was attached to "+b.Nodes[0].Name+" by hand")
 	assert.Empty(t, b.value(t))
 	require.NoError(t, b.volumeIs("attached", "healthy")(t.Context()))
+	b.detach(t)
+}
+
+// byHand changes the setting with the volume attached, which Longhorn lets anybody do: the volume is lost. That is what lhstoragectl's refusals are for.
+func byHand(t *testing.T, b bed) {
+	b.attach(t)
+	b.setValue(t, "")
+	b.until(t, "the volume is lost", b.lost)
+	b.setValue(t, network)
+	require.NoError(t, b.objects("volumes").Delete(t.Context(), volume, metav1.DeleteOptions{}))
+	b.until(t, "the volume is deleted", func(ctx context.Context) error {
+		_, err := b.objects("volumes").Get(ctx, volume, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil
+		case err == nil:
+			return errors.New("it is there")
+		}
+		return err
+	})
+	b.until(t, "Longhorn has an instance manager on each node", b.managersRun)
+}
+
+// lost fails unless the volume is faulted.
+func (b bed) lost(ctx context.Context) error {
+	v, err := b.objects("volumes").Get(ctx, volume, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if robustness := textOf(v, "status", "robustness"); robustness != "faulted" {
+		return fmt.Errorf("it is %q, %q", textOf(v, "status", "state"), robustness)
+	}
+	return nil
 }
