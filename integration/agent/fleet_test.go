@@ -29,7 +29,7 @@ import (
 
 const (
 	fewAgents  = 20
-	fleetSize  = "LHSTORAGE_TEST_FLEET" // how many agents instead
+	manyAgents = 200
 	leaseEvery = 15 * time.Second
 	watches    = 5               // kinds of objects
 	watchTime  = 5 * time.Minute // the API server ends a watch between this and twice this
@@ -42,11 +42,8 @@ const (
 // on requests for each agent, which depend neither on the machine nor on how many there are.
 func TestFleet(t *testing.T) {
 	size, probeEvery := fewAgents, probeEvery
-	if text := os.Getenv(fleetSize); text != "" {
-		var err error
-		size, err = strconv.Atoi(text)
-		require.NoError(t, err)
-		probeEvery = time.Minute // a round asks with broadcasts, of which each goes to all nodes
+	if os.Getenv(fullScale) != "" {
+		size, probeEvery = manyAgents, time.Minute // a round asks with broadcasts, of which each goes to all nodes
 	}
 	b := newBedOn(t, lab.Options{Nodes: 1, Topology: lab.TopologyLAN}, largeNAD)
 	b.crowd(t, size)

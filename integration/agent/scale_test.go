@@ -135,7 +135,11 @@ func hostShim(node string, index int) *unstructured.Unstructured {
 		Spec: v1alpha1.HostShimSpec{Node: node, Parent: parent, Index: index, VTEP: vtepOf(index).String(),
 			Networks: []v1alpha1.ShimNetwork{{Name: network, Addresses: []v1alpha1.ShimAddress{v1alpha1.ShimAddress(after("10.101.0.0", index).String())}}}},
 	}
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&h)
+	return toUnstructured(&h)
+}
+
+func toUnstructured(object any) *unstructured.Unstructured {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
 	if err != nil {
 		panic(err) // of a type that is in this checkout
 	}
