@@ -93,8 +93,8 @@ func late(pod *corev1.Pod, now time.Time, grace time.Duration) bool {
 // attachments watches over the pods of this node.
 type attachments struct {
 	*Agent
-	told  map[string]bool // pods and networks that an Event was written about
-	turns string          // namespace of the turn that this node has to repair; empty: none
+	told map[string]bool // pods and networks that an Event was written about
+	turn turn            // to repair
 }
 
 // Run looks every now and then: pods that lack a network are few, and nothing hangs on a second.

@@ -33,10 +33,17 @@ const (
 	repairedNote = v1alpha1.Group + "/repaired-at" // annotation: when repairs were begun in the last hour, with commas between
 )
 
+// turn is this node's to repair.
+type turn struct {
+	namespace string // of the Lease; empty: it isn't this node's turn
+	since     time.Time
+}
+
 // repair deletes one of Longhorn's instance managers that lacks its network and runs nothing, so that Longhorn makes it anew. One at a
-// time in the whole cluster: the next one when no instance manager of this node is on its way any more.
+// time in the whole cluster: the next one when no instance manager of this node is on its way any more. Longhorn may take a moment until it begins, so a
+// turn lasts for as long as a pod may be without its networks, at least.
 func (w *attachments) repair(ctx context.Context, all []corev1.Pod, lacking []*corev1.Pod) {
-	if underWay(all) {
+	if underWay(all) || time.Since(w.turn.since) < w.options.AttachmentGrace {
 		return
 	}
 	if err := w.endTurn(ctx); err != nil {
@@ -101,14 +108,14 @@ func (w *attachments) takeTurn(ctx context.Context, namespace string) (bool, err
 	if err != nil {
 		return false, fmt.Errorf("take the turn to repair, Lease %s/%s: %w", namespace, turnLease, w.api.Explain(err))
 	}
-	w.turns = namespace
+	w.turn = turn{namespace, time.Now()}
 	return true, nil
 }
 
 // endTurn lets the next node repair, if this one was to.
 func (w *attachments) endTurn(ctx context.Context) error {
-	namespace := w.turns
-	w.turns = ""
+	namespace := w.turn.namespace
+	w.turn = turn{}
 	if namespace == "" {
 		return nil
 	}
