@@ -84,7 +84,7 @@ func TestLeader(t *testing.T) {
 
 // ranged is a network of the same parent without host shims.
 func ranged(name, ipam string) string {
-	return strings.NewReplacer(`"name": "storage"`, fmt.Sprintf(`"name": %q`, name), `"hostShim": {"range": "10.101.0.0/21"},`, "", `"range": "10.101.0.0/16"`, ipam).Replace(largeNAD)
+	return strings.NewReplacer(`"name": "storage"`, fmt.Sprintf(`"name": %q`, name), `"hostShim": {"range": "10.101.0.0/20"},`, "", `"range": "10.101.0.0/16"`, ipam).Replace(largeNAD)
 }
 
 // hold makes pods on the crowd's nodes, with a claim each.
@@ -130,7 +130,7 @@ func heldBy(i, peers int) v1alpha1.AddressClaim {
 	if i%2 == 1 {
 		of, second = "backup", 102
 	}
-	address := fmt.Sprintf("10.%d.%d.%d", second, 8+i/2/250, 1+i/2%250)
+	address := fmt.Sprintf("10.%d.%d.%d", second, 16+i/2/250, 1+i/2%250)
 	pool := fmt.Sprintf("10.%d.0.0-16", second)
 	node := fmt.Sprintf("crowd-%04d", i%peers)
 	container := fmt.Sprintf("%064x", i)

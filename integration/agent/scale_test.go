@@ -25,11 +25,11 @@ import (
 
 const manyPeers = 1000
 
-// largeNAD has room for a thousand nodes.
+// largeNAD has room for a thousand nodes, and as many places as VTEPs: the node takes that of its own address, the 2049th.
 const largeNAD = `{
   "cniVersion": "1.1.0", "name": "storage", "type": "lhstorage",
   "parent": {"type": "vxlan", "name": "vxlan-storage", "vni": 100, "vtep": {"cidr": "10.100.192.0/20"}},
-  "hostShim": {"range": "10.101.0.0/21"},
+  "hostShim": {"range": "10.101.0.0/20"},
   "ipam": {"type": "lhstorage-ipam", "range": "10.101.0.0/16"}
 }`
 
