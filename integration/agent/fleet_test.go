@@ -41,6 +41,7 @@ const (
 // TestFleet counts what many agents ask of one API server, at rest and while all of them are restarted, one in twenty at a time. The bounds are
 // on requests for each agent, which depend neither on the machine nor on how many there are.
 func TestFleet(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	size, probeEvery := fewAgents, probeEvery
 	if os.Getenv(fullScale) != "" {
 		size, probeEvery = manyAgents, time.Minute // a round asks with broadcasts, of which each goes to all nodes

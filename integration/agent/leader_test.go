@@ -35,6 +35,7 @@ const (
 // TestLeader has an agent lead that looks at all claims of a large cluster, their pods and its Nodes: in pages and at its own times. What comes and
 // goes in between is no reason to.
 func TestLeader(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	peers, claims := 100, fewClaims
 	if os.Getenv(fullScale) != "" {
 		peers, claims = manyPeers, manyClaims

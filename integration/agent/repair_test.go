@@ -39,6 +39,7 @@ var spared = map[string]string{
 // With --repair=longhorn the agent deletes instance managers that lack their network and run nothing: one at a time, three an hour
 // in the whole cluster, and nothing else.
 func TestRepair(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	b := newBed(t)
 	chart, err := deploy.NewChart(t.Context())
 	require.NoError(t, err)
