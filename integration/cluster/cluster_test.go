@@ -146,6 +146,20 @@ func (b bed) wantLegs(t *testing.T, pods []Running, lost string, cut ...*Node) {
 	t.Logf("%d legs, %d packets each", len(legs), legs[0].Packets)
 }
 
+// untilPeers waits until nodes that have just joined know each other, which an agent is allowed two seconds for, and a busy machine more.
+func (b bed) untilPeers(t *testing.T, pods []Running) {
+	t.Helper()
+	b.until(t, "the nodes know each other", func(ctx context.Context) error {
+		legs, err := b.Matrix(ctx, pods)
+		for _, leg := range legs {
+			if err == nil && leg.Loss > 0 {
+				err = fmt.Errorf("%s, %s to %s: %v %% lost", leg.Leg, leg.From, leg.To, leg.Loss)
+			}
+		}
+		return err
+	})
+}
+
 // dialled are the addresses that Longhorn's initiator dials.
 func dialled(t *testing.T, pods []Running) []netip.Addr {
 	t.Helper()

@@ -135,6 +135,7 @@ func helmInstall(t *testing.T, b bed) {
 	assert.Less(t, took, helmPromise)
 	t.Logf("an instance manager is attached on each node %s after helm install", took.Round(100*time.Millisecond))
 	b.rolledOut(t)
+	b.untilPeers(t, pods)
 	b.wantLegs(t, pods, "")
 	b.wantPrograms(t, "v1")
 	for i, addr := range dialled(t, pods) {
@@ -317,6 +318,7 @@ func helmAgain(t *testing.T, b bed) {
 	// Under another name: one of the same name would take over what the old one left.
 	require.NoError(t, b.Create(t.Context(), namespace, InstanceManager("node2", "again", example)))
 	pods := b.running(t, "instance-manager-node1", "again")
+	b.untilPeers(t, pods)
 	b.wantLegs(t, pods, "")
 	// What the recorder of the old release was about to remove when it was ended is old enough for the collector of leaks after five minutes.
 	var held []string
