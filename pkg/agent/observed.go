@@ -36,7 +36,6 @@ func (o *observed) making(c floodChange) {
 	if o.made == nil {
 		o.made = map[floodChange]time.Time{}
 	}
-	maps.DeleteFunc(o.made, func(_ floodChange, at time.Time) bool { return time.Since(at) > messageTime })
 	o.made[c] = time.Now()
 }
 
@@ -49,10 +48,11 @@ func (o *observed) isOwn(c floodChange) bool {
 	return ok && time.Since(at) <= messageTime
 }
 
-// begin forgets what earlier passes looked at.
+// begin forgets what earlier passes looked at, and the changes whose messages never came.
 func (o *observed) begin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	maps.DeleteFunc(o.made, func(_ floodChange, at time.Time) bool { return time.Since(at) > messageTime })
 	o.names, o.indexes, o.sysctls = map[string]bool{}, map[int]bool{}, map[string]string{}
 }
 

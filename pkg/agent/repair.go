@@ -3,16 +3,17 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kubeapi"
 )
 
@@ -78,14 +79,10 @@ func (w *attachments) repair(ctx context.Context, all []corev1.Pod, lacking []*c
 	}
 }
 
-func turnLeases(namespace string) kubeapi.Resource {
-	return kubeapi.Resource{Group: "coordination.k8s.io", Version: "v1", Plural: "leases", Namespace: namespace}
-}
-
 // takeTurn makes this node the one that repairs, unless another one does or there have been enough repairs.
 func (w *attachments) takeTurn(ctx context.Context, namespace string) (bool, error) {
-	leases := turnLeases(namespace)
-	var lease coordinationv1.Lease
+	leases := kube.Leases(namespace)
+	var lease kube.Lease
 	err := w.api.Get(ctx, leases, turnLease, &lease)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
@@ -119,11 +116,11 @@ func (w *attachments) endTurn(ctx context.Context) error {
 	if namespace == "" {
 		return nil
 	}
-	var lease coordinationv1.Lease
-	err := w.api.Get(ctx, turnLeases(namespace), turnLease, &lease)
-	if err == nil && holder(lease) == w.node.NodeName {
-		lease.Spec.HolderIdentity = nil
-		err = w.api.Update(ctx, turnLeases(namespace), turnLease, lease, nil)
+	var lease kube.Lease
+	err := w.api.Get(ctx, kube.Leases(namespace), turnLease, &lease)
+	if err == nil && lease.Spec.HolderIdentity == w.node.NodeName {
+		lease.Spec.HolderIdentity = ""
+		err = w.api.Update(ctx, kube.Leases(namespace), turnLease, lease, nil)
 	}
 	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
@@ -133,34 +130,29 @@ func (w *attachments) endTurn(ctx context.Context) error {
 
 // nextTurn is the Lease with node's repair in it; false while another node repairs, or when there were enough. An agent that was started anew has
 // its node's turn.
-func nextTurn(lease coordinationv1.Lease, node string, now time.Time) (coordinationv1.Lease, bool) {
+func nextTurn(lease kube.Lease, node string, now time.Time) (kube.Lease, bool) {
 	began := repairs(lease, now)
-	busy := holder(lease) != "" && holder(lease) != node && lease.Spec.RenewTime != nil && now.Sub(lease.Spec.RenewTime.Time) < turnTime
+	holder := lease.Spec.HolderIdentity
+	busy := holder != "" && holder != node && lease.Spec.RenewTime != nil && now.Sub(lease.Spec.RenewTime.Time) < turnTime
 	if busy || len(began) >= repairsAnHour {
 		return lease, false
 	}
-	next := *lease.DeepCopy()
+	next := lease
+	next.Annotations = maps.Clone(lease.Annotations)
 	if next.Annotations == nil {
 		next.Annotations = map[string]string{}
 	}
 	next.Annotations[repairedNote] = strings.Join(append(began, now.UTC().Format(time.RFC3339)), ",")
-	next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds, next.Spec.RenewTime = new(node), new(int32(turnTime/time.Second)), new(metav1.NewMicroTime(now))
+	next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds, next.Spec.RenewTime = node, int(turnTime.Seconds()), new(metav1.NewMicroTime(now))
 	return next, true
 }
 
 // repairs are the times of the last hour's repairs, as they are written.
-func repairs(lease coordinationv1.Lease, now time.Time) []string {
+func repairs(lease kube.Lease, now time.Time) []string {
 	return slices.DeleteFunc(strings.Split(lease.Annotations[repairedNote], ","), func(text string) bool {
 		at, err := time.Parse(time.RFC3339, text)
 		return err != nil || now.Sub(at) > time.Hour
 	})
-}
-
-func holder(lease coordinationv1.Lease) string {
-	if lease.Spec.HolderIdentity == nil {
-		return ""
-	}
-	return *lease.Spec.HolderIdentity
 }
 
 // underWay says that an instance manager is ending or starting.

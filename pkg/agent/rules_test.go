@@ -12,12 +12,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/lhstorage/lhstorage/pkg/api/v1alpha1"
+	"github.com/lhstorage/lhstorage/pkg/ipam/kube"
 	"github.com/lhstorage/lhstorage/pkg/kernel"
 	"github.com/lhstorage/lhstorage/pkg/nad"
 	"github.com/lhstorage/lhstorage/pkg/node"
@@ -236,9 +236,9 @@ func TestOwnFloodChanges(t *testing.T) {
 
 func TestNextTurn(t *testing.T) {
 	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
-	first, ok := nextTurn(coordinationv1.Lease{}, "node1", now)
+	first, ok := nextTurn(kube.Lease{}, "node1", now)
 	require.True(t, ok, "nobody has repaired yet")
-	assert.Equal(t, "node1", holder(first))
+	assert.Equal(t, "node1", first.Spec.HolderIdentity)
 	_, ok = nextTurn(first, "node2", now.Add(turnTime-time.Second))
 	assert.False(t, ok, "node1 repairs")
 	_, ok = nextTurn(first, "node1", now.Add(time.Second))
@@ -249,7 +249,7 @@ func TestNextTurn(t *testing.T) {
 	assert.Equal(t, "2026-11-27T12:00:00Z", first.Annotations[repairedNote], "what was read isn't changed")
 	third, ok := nextTurn(second, "node3", now.Add(2*turnTime))
 	require.True(t, ok)
-	third.Spec.HolderIdentity = nil
+	third.Spec.HolderIdentity = ""
 	_, ok = nextTurn(third, "node4", now.Add(time.Hour))
 	assert.False(t, ok, "three in an hour")
 	fourth, ok := nextTurn(third, "node4", now.Add(time.Hour+time.Second))

@@ -29,7 +29,7 @@ type Collector struct {
 	Seen func(ctx context.Context, claims []v1alpha1.AddressClaim)
 
 	memory Memory
-	most   int // claims of a pass, which the next one has room for: a slice that grows to ten thousand leaves twice that behind
+	found  int // claims of the last pass, for which the next one has room: a slice that grows to ten thousand leaves twice that behind
 }
 
 // Run makes passes until ctx ends. It may be run again: then all passes count anew.
@@ -86,7 +86,7 @@ var (
 
 // read reads the cluster as it is: claims, then pods, then Nodes. Of pods only those with claims are kept.
 func (c *Collector) read(ctx context.Context) (*Cluster, error) {
-	seen := &Cluster{Claims: make([]v1alpha1.AddressClaim, 0, c.most+c.most/8), Pods: map[string]Pod{}, Nodes: map[string]Node{}}
+	seen := &Cluster{Claims: make([]v1alpha1.AddressClaim, 0, c.found+c.found/8), Pods: map[string]Pod{}, Nodes: map[string]Node{}}
 	wanted := map[string]bool{}
 	err := kubeapi.Each(ctx, c.API, kube.Claims, func(claim v1alpha1.AddressClaim) {
 		claim.ManagedFields, claim.Labels = nil, nil // two thirds of what ten thousand of them take, and said by their spec
@@ -96,7 +96,7 @@ func (c *Collector) read(ctx context.Context) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list claims: %w", c.API.Explain(err))
 	}
-	c.most = max(c.most, len(seen.Claims))
+	c.found = len(seen.Claims)
 	seen.Now = c.API.Now()
 	if c.Seen != nil {
 		c.Seen(ctx, seen.Claims)
